@@ -1,0 +1,279 @@
+"""One job: one training of one student, described whole. Pydantic only.
+
+`JobSpec` is frozen and refuses unknown keys. Cross-field rules that need no file and no machine
+are validators here; those that need the file system are in `orchestrator.planner`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+from strategies.specs import ObjectiveSpec, Spec, extremes
+
+from .data import DataSpec
+from .models import RoleSpec, ResourcesSpec, StudentSpec, TopKEncoding
+
+MiB = 1 << 20
+
+
+class EphemeralPool(Spec):
+    """Replicas that live and die with the job list."""
+
+    kind: Literal["ephemeral"] = "ephemeral"
+    window_bytes: PositiveInt = 64 * MiB
+    """Bytes of signals a rank may have asked for and not yet used."""
+    window_requests: PositiveInt = 8
+    """Requests a rank may have in flight or waiting, whatever their size."""
+    deadline_s: PositiveFloat = 120.0
+    """A request unanswered this long is sent elsewhere."""
+    restarts: NonNegativeInt = 8
+    """Replica deaths the pool makes good before the job fails."""
+
+
+class StandingPool(EphemeralPool):
+    """A named pool started by `stillhouse pool up`, shared by jobs, trials and teams."""
+
+    kind: Literal["standing"]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+
+
+PoolSpec = Annotated[EphemeralPool | StandingPool, Field(discriminator="kind")]
+
+
+class OptimizerSpec(Spec):
+    """AdamW with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+        0.9,
+        0.95,
+    )
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    """Applied to matrices only, never to norms and biases."""
+
+
+class LearningRateSpec(Spec):
+    """Warm-up from 0, then decay to `end` times the peak at the last step."""
+
+    warmup_steps: NonNegativeInt = 0
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    end: Annotated[float, Field(ge=0, le=1)] = 0.1
+
+
+class CheckpointSpec(Spec):
+    """When state is kept. A checkpoint is also written at the end and on interruption."""
+
+    every_steps: PositiveInt = 100
+    every_minutes: PositiveFloat | None = None
+    keep: PositiveInt = 2
+
+
+class TrainingSpec(Spec):
+    """How the student is trained."""
+
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    global_batch: PositiveInt = 16
+    """Rows in one optimiser step over all workers."""
+    micro_batch: PositiveInt = 4
+    """Rows in one forward of one worker; memory only, the result does not depend on it."""
+    workers: PositiveInt = 1
+    resources: ResourcesSpec = ResourcesSpec()
+    threads: PositiveInt = 1
+    """CPU threads of one worker."""
+    zero: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed ZeRO stage."""
+    offload: Literal["none", "cpu"] = "none"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    optimizer: OptimizerSpec = OptimizerSpec()
+    learning_rate: LearningRateSpec = LearningRateSpec()
+    clip: PositiveFloat | None = 1.0
+    """Largest gradient norm; absent: no clipping."""
+    gradient_checkpointing: bool = False
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    max_failures: NonNegativeInt = 3
+    """Worker deaths after which the job goes on from its last checkpoint."""
+    deepspeed: dict[str, Any] = {}
+    """Further DeepSpeed configuration; keys that the job owns are refused."""
+
+    @model_validator(mode="after")
+    def _has_an_end(self) -> "TrainingSpec":
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "TrainingSpec":
+        unit = self.workers * self.micro_batch
+        if self.global_batch % unit:
+            near = max(unit, round(self.global_batch / unit) * unit)
+            raise ValueError(
+                f"global_batch ({self.global_batch}) is not divisible by workers * micro_batch "
+                f"({self.workers} * {self.micro_batch} = {unit}); set it to {near}, for example"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _leaves_a_checkpoint(self) -> "TrainingSpec":
+        if self.steps is not None and self.checkpoint.every_steps > self.steps:
+            raise ValueError(
+                f"steps ({self.steps}) is below one checkpoint (checkpoint.every_steps is "
+                f"{self.checkpoint.every_steps}), so a failure would lose everything; set "
+                f"checkpoint.every_steps to at most {self.steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_keys_are_free(self) -> "TrainingSpec":
+        for key, owner in OWNED_DEEPSPEED_KEYS.items():
+            if key in self.deepspeed:
+                raise ValueError(
+                    f"deepspeed.{key} is owned by the job; remove it and set {owner} instead"
+                )
+        zero = self.deepspeed.get("zero_optimization")
+        if isinstance(zero, dict):
+            for key, owner in OWNED_ZERO_KEYS.items():
+                if key in zero:
+                    raise ValueError(
+                        f"deepspeed.zero_optimization.{key} is owned by the job; remove it and "
+                        f"set {owner} instead"
+                    )
+        return self
+
+
+OWNED_DEEPSPEED_KEYS = {
+    "train_batch_size": "training.global_batch",
+    "train_micro_batch_size_per_gpu": "training.micro_batch",
+    "gradient_accumulation_steps": "training.global_batch and training.micro_batch",
+    "optimizer": "training.optimizer",
+    "scheduler": "training.learning_rate",
+    "gradient_clipping": "training.clip",
+    "bf16": "training.precision",
+    "fp16": "training.precision",
+    "amp": "training.precision",
+    "seed": "seed",
+}
+OWNED_ZERO_KEYS = {
+    "stage": "training.zero",
+    "offload_optimizer": "training.offload",
+    "offload_param": "training.offload",
+}
+
+
+class GenerateSpec(Spec):
+    """A sample of text at the end, greedy."""
+
+    prompt: str = "def "
+    tokens: PositiveInt = 32
+
+
+class EvaluationSpec(Spec):
+    """Held-out measurements before, during and after training."""
+
+    before: bool = True
+    every_steps: PositiveInt | None = None
+    rows: PositiveInt | None = 64
+    """Held-out rows measured; absent: all."""
+    against: str | None = None
+    """Served role to compare with (agreement, KL); default: the first role of the objective."""
+    generate: GenerateSpec | None = GenerateSpec()
+
+
+def _known_tracking_scheme(uri: str | None) -> str | None:
+    schemes = ("http://", "https://", "sqlite:///", "file:", "databricks", "/", ".")
+    if uri is not None and not uri.startswith(schemes):
+        raise ValueError(
+            f"{uri!r} is not a tracking URI; use http://host:port, sqlite:///file.db or a folder"
+        )
+    return uri
+
+
+class TrackingSpec(Spec):
+    """Where MLflow records the run; absent uri: a sqlite file beside the runs."""
+
+    uri: Annotated[str | None, AfterValidator(_known_tracking_scheme)] = None
+    experiment: str = "stillhouse"
+    tags: dict[str, str] = {}
+    register_as: str | None = None
+    """Name in the model registry for the trained student; absent: not registered."""
+    every_steps: PositiveInt = 1
+
+
+class JobSpec(Spec):
+    """One training of one student.
+
+    `roles` are the served models by name; the objective and `evaluation.against` refer to them.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    student: StudentSpec
+    roles: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], RoleSpec] = {}
+    data: DataSpec
+    objective: ObjectiveSpec
+    training: TrainingSpec
+    pool: PoolSpec = EphemeralPool()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    storage: str = "runs"
+    """Folder or fsspec URI that holds run directories."""
+    seed: NonNegativeInt = 0
+    deterministic: bool = False
+    """Bit-equal results whatever dies on the way: fixed shapes, deterministic kernels."""
+
+    @property
+    def used_roles(self) -> tuple[str, ...]:
+        """Served roles that somebody asks: the objective's, then the evaluation's."""
+        names = self.objective.served_roles
+        against = self.evaluation.against
+        return names if against is None or against in names else (*names, against)
+
+    @property
+    def compared_role(self) -> str | None:
+        """The role evaluation compares with."""
+        return self.evaluation.against or next(iter(self.objective.served_roles), None)
+
+    @model_validator(mode="after")
+    def _roles_are_defined(self) -> "JobSpec":
+        if "student" in self.roles:
+            raise ValueError("roles.student: the student is trained, not served; rename the role")
+        for index, term in enumerate(self.objective.terms):
+            for role in term.served_roles:
+                if role not in self.roles:
+                    raise ValueError(
+                        f"objective.terms.{index} ({term.kind}) asks for role {role!r}, which is "
+                        f"not defined (defined: {', '.join(self.roles) or 'none'}); add "
+                        f"roles.{role} or change the term's role"
+                    )
+        against = self.evaluation.against
+        if against is not None and against not in self.roles:
+            raise ValueError(
+                f"evaluation.against names role {against!r}, which is not defined (defined: "
+                f"{', '.join(self.roles) or 'none'}); add roles.{against} or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _temperatures_are_answerable(self) -> "JobSpec":
+        for name, role in self.roles.items():
+            if not isinstance(role.encoding, TopKEncoding):
+                continue
+            ladder = role.encoding.temperatures
+            for number in self.objective.temperatures(name):
+                low, high = extremes(number)
+                off = [t for t in (low, high) if not any(abs(t - r) < 1e-9 for r in ladder)]
+                if off and not (len(ladder) > 1 and ladder[0] <= low and high <= ladder[-1]):
+                    raise ValueError(
+                        f"roles.{name}.encoding.temperatures ({ladder}) does not cover temperature "
+                        f"{off[0]:g} of the objective; add it, or use encoding hidden, which is "
+                        f"exact at every temperature"
+                    )
+        return self

@@ -1,0 +1,132 @@
+"""Where a model comes from, and how a role is run. Pydantic only."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from strategies.specs import Spec
+
+SOURCES = ("path", "hub", "registry", "job", "architecture", "import")
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class HiddenEncoding(Spec):
+    """The last hidden state of each loss-bearing position; exact at every temperature."""
+
+    kind: Literal["hidden"]
+    dtype: DType = "float32"
+
+
+class TopKEncoding(Spec):
+    """k log-probabilities, the mass of the rest, log-normalisers at a ladder of temperatures."""
+
+    kind: Literal["topk"]
+    k: PositiveInt = 64
+    dtype: Literal["float32", "float16"] = "float16"
+    temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
+
+    @model_validator(mode="after")
+    def _ladder_rises(self) -> "TopKEncoding":
+        if list(self.temperatures) != sorted(set(self.temperatures)):
+            raise ValueError(
+                f"temperatures must rise strictly, got {self.temperatures}; sort them, drop repeats"
+            )
+        return self
+
+
+EncodingSpec = Annotated[HiddenEncoding | TopKEncoding, Field(discriminator="kind")]
+
+
+class ModelSpec(Spec):
+    """A model, from exactly one source.
+
+    path: a folder in Hugging Face layout. hub: a hub id. registry: an MLflow `models:/` URI.
+    job: the student of an earlier job of the same file. architecture: a transformers config with
+    `model_type` (fresh weights). import: `package.module:function`, a callable returning a module.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    registry: Annotated[str | None, Field(pattern=r"^models:/[^/]+/[^/]+$")] = None
+    job: str | None = None
+    architecture: dict[str, Any] | None = None
+    import_: Annotated[str | None, Field(alias="import", pattern=r"^[\w.]+:[\w.]+$")] = None
+    arguments: dict[str, Any] = {}
+    task: Literal["causal_lm", "classifier"] = "causal_lm"
+    tokenizer: str | None = None
+    """Folder or hub id of the tokenizer; default: the model's own, else the first role's that has one."""
+    dtype: DType = "float32"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    allow_remote_code: bool = False
+    allow_pickle: bool = False
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ModelSpec":
+        given = [name for name in SOURCES if getattr(self, self._attribute(name)) is not None]
+        if len(given) != 1:
+            what = f"{len(given)} sources ({', '.join(given)})" if given else "no source"
+            raise ValueError(f"has {what}; give exactly one of {', '.join(SOURCES)}")
+        if self.architecture is not None and not isinstance(
+            self.architecture.get("model_type"), str
+        ):
+            raise ValueError(
+                "architecture lacks model_type; name a transformers model type, e.g. llama"
+            )
+        if self.arguments and self.import_ is None:
+            raise ValueError("arguments are only used with import; remove them")
+        if self.revision and self.hub is None:
+            raise ValueError("revision is only used with hub; remove it")
+        return self
+
+    @staticmethod
+    def _attribute(name: str) -> str:
+        return "import_" if name == "import" else name
+
+    @property
+    def source(self) -> tuple[str, Any]:
+        """(kind, value) of the one source given."""
+        for name in SOURCES:
+            value = getattr(self, self._attribute(name))
+            if value is not None:
+                return name, value
+        raise AssertionError("validated: one source")
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters on the student, through peft."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    export: Literal["adapter", "merged"] = "merged"
+
+
+class StudentSpec(ModelSpec):
+    """The one role that is trained."""
+
+    lora: LoraSpec | None = None
+    trainable: list[str] | None = None
+    """Module paths with wildcards that may change; absent: all (or the adapters, with lora)."""
+
+
+class ResourcesSpec(Spec):
+    """What one process takes from the cluster."""
+
+    cpus: NonNegativeFloat = 1.0
+    gpus: NonNegativeFloat = 0.0
+    custom: dict[str, PositiveFloat] = {}
+    """Ray's own resource names, e.g. to place teachers on nodes started with `--resources`."""
+
+
+class RoleSpec(ModelSpec):
+    """A served role: who answers, how many copies, and in which encoding."""
+
+    replicas: PositiveInt = 1
+    resources: ResourcesSpec = ResourcesSpec()
+    threads: PositiveInt = 1
+    """CPU threads of one replica."""
+    parallel: Literal["none", "layers", "tensor"] = "none"
+    encoding: EncodingSpec = HiddenEncoding(kind="hidden")
+    max_queue: PositiveInt = 64
+    """Requests a replica holds before it refuses more with a retry hint."""
