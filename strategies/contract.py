@@ -1,0 +1,143 @@
+"""The records that terms, models and students exchange.
+
+Shape letters: R rows, T positions in a row, N loss-bearing positions of a batch in row-major
+order, d width of the last hidden state, V vocabulary (or classes), K kept entries.
+
+A term is a pure function of student outputs and signals. It returns a sum and the count to divide
+by; the count comes from batch and signals only, so it is known before the first backward, and
+the worker divides by the count summed over all ranks and micro-batches. So the loss does not
+depend on how a batch was cut.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Target of a position that bears no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch on one rank. Targets are shifted once, at collation: `targets[r, t]` is what
+    position t predicts, IGNORED where no loss is borne."""
+
+    input_ids: Tensor  # [R, T] int64
+    position_ids: Tensor  # [R, T] int64, restarting at 0 in each sample
+    targets: Tensor  # [R, T] int64
+    sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
+    extra: Mapping[str, Tensor] = field(default_factory=dict)  # inputs of other tasks, by name
+
+    @property
+    def mask(self) -> Tensor:
+        """[R, T] bool: positions that bear loss."""
+        return self.targets != IGNORED
+
+    @property
+    def kept_targets(self) -> Tensor:
+        """[N] int64."""
+        return self.targets[self.mask]
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Everything between the last hidden state and the logits.
+
+    logits = softcap * tanh(scale * (h @ weight.T + bias) / softcap), each step absent if None.
+    """
+
+    weight: Tensor  # [V, d]
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, d] -> [N, V] in the dtype of `hidden`; use only on chunks."""
+        z = torch.nn.functional.linear(hidden, self.weight.to(hidden.dtype), None)
+        if self.bias is not None:
+            z = z + self.bias.to(z.dtype)
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.softcap is not None:
+            z = self.softcap * torch.tanh(z / self.softcap)
+        return z
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenSignal:
+    """Encoding `hidden`: exact at every temperature through the role's own head."""
+
+    hidden: Tensor  # [N, d_t] any float dtype
+    head: Head  # the role's head, resident on the rank
+
+
+@dataclass(frozen=True, slots=True)
+class TopKSignal:
+    """Encoding `topk`: log-probabilities at temperature 1 of the k likeliest entries.
+
+    `log_z[:, j]` is logsumexp over the whole vocabulary of (log-probability / ladder[j]), so at a
+    ladder temperature the kept entries' probabilities are exact: log p_T = logprob / T - log_z_T.
+    """
+
+    ids: Tensor  # [N, K] int64
+    logprobs: Tensor  # [N, K] float32
+    log_z: Tensor  # [N, L] float32
+    ladder: tuple[float, ...]  # L rising temperatures
+    vocabulary: int  # V of the role
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSignal:
+    """Encoding `full`: logits as they are; for small V, images, ranking."""
+
+    logits: Tensor  # [N, V]
+
+
+LogitSignal = HiddenSignal | TopKSignal | DenseSignal
+Signals = Mapping[str, LogitSignal]
+"""By role name; every signal covers the N loss-bearing positions of its batch, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a student's forward gives for the N loss-bearing positions.
+
+    Either (`hidden`, `head`) for models whose head can be told apart, or `logits`.
+    """
+
+    hidden: Tensor | None = None  # [N, d]
+    head: Head | None = None
+    logits: Tensor | None = None  # [N, V]
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a term wants to know of a role."""
+
+    role: str
+    kind: Literal["logits"] = "logits"
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerm:
+    """A sum, and the count to divide it by once both are summed over all ranks."""
+
+    total: Tensor  # scalar, float32
+    weight: Tensor  # scalar, float32
+
+
+class Term(Protocol):
+    """One loss. `numbers` hold the values of this step's schedules, by field name."""
+
+    name: str
+
+    def asks(self) -> tuple[Ask, ...]:
+        """Roles and kinds of answer needed."""
+        ...
+
+    def count(self, batch: Batch, signals: Signals) -> Tensor:
+        """Scalar float32: what to divide by, before any student forward."""
+        ...
