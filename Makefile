@@ -1,0 +1,66 @@
+# `make quickstart` and `make test` need python3 (3.11 or newer, with venv), a C++ compiler and the
+# Python headers; `stillhouse doctor` says which of them is missing.
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stillhouse
+DOCS_STAMP := $(VENV)/.stillhouse-docs
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+
+.PHONY: help quickstart test check lint format chaos bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart   distil a small language model, end to end (about 5 minutes)"
+	@echo "make test         unit, property and distributed tests"
+	@echo "make check        ruff, pyright, import-linter, unit and property tests"
+	@echo "make chaos        jobs under process kills"
+	@echo "make bench        measurements of docs/benchmarks.md"
+	@echo "make docs         the documentation, strictly, into site/"
+	@echo "make clean        remove the environment and everything built"
+
+# The stamp is written last, so an interrupted installation goes on where it stopped.
+# torch goes first and alone: left to the resolver, pip may fetch gigabytes it then throws away.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch==2.13.0
+	$(PIP) -e ".[test]"
+	touch $@
+
+$(DOCS_STAMP): $(STAMP)
+	$(PIP) -e ".[docs]"
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/stillhouse run docs/examples/quickstart.yaml
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+check: lint
+	$(BIN)/python -m pytest tests/unit tests/property
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+chaos: $(STAMP)
+	$(BIN)/python -m pytest tests/chaos
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest tests/benchmarks -s --timeout=3600
+
+docs: $(DOCS_STAMP)
+	$(BIN)/python docs/generate_reference.py --check
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

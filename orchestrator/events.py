@@ -1,0 +1,78 @@
+"""What a run tells whoever watches it: small frozen records, in the order things happen.
+
+Promises: no tensor, no reference into a room; everything is picklable and cheap. Imports nothing
+but the standard library.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class JobStarted:
+    """A job began, or goes on after a resume."""
+
+    job: str
+    run_id: str
+    steps: int  # optimiser steps in all, those of an earlier attempt included
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """What the job does now, in a few words: "loading teacher", "evaluating"."""
+
+    job: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One optimiser step is done.
+
+    `metrics` hold at least `loss`, `tokens_per_s`, `student_wait_share` (0 to 1) and, with a pool,
+    `pool_busy_share` (0 to 1); loss terms are `loss/<term>`.
+    """
+
+    job: str
+    step: int  # 1 after the first
+    steps: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A held-out measurement ended. `evaluation` has the shape of the result's `evaluation`."""
+
+    job: str
+    step: int
+    evaluation: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointWritten:
+    """A checkpoint was published: its manifest is in place."""
+
+    job: str
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """Something the user should know and that did not stop the job."""
+
+    job: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnded:
+    """A job is over. `summary` is this job's entry of `RunResult.to_dict()["jobs"]`."""
+
+    job: str
+    status: str  # "done", "failed" or "interrupted"
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = JobStarted | Phase | StepDone | Evaluated | CheckpointWritten | Warned | JobEnded
