@@ -1,0 +1,185 @@
+"""The one place where a model is run forward, for the student and for served roles alike.
+
+Promises: nothing is cached between calls; the hidden states are the very tensor that enters the
+output head (after the final norm); attention stays inside each sample of a packed row. The last
+holds because `position_ids` restart and `use_cache=False`: with transformers' default
+(`use_cache=True`) the restarts are ignored and samples see each other, silently. Models for which
+it does not hold are found by `packing_is_exact`. Imports torch; never ray, deepspeed or mlflow.
+
+Shape letters: R rows, T positions, d width of the last hidden state, V vocabulary (or classes).
+"""
+
+import inspect
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model itself, without peft's wrapper. Its LoRA layers stay in place and active."""
+    return module.get_base_model() if hasattr(module, "peft_config") else module  # type: ignore[operator]
+
+
+def backbone(module: nn.Module) -> nn.Module | None:
+    """The part of a transformers causal model below its output head; None for other modules."""
+    model = unwrapped(module)
+    if not hasattr(model, "get_decoder") or not hasattr(model, "get_output_embeddings"):
+        return None
+    decoder: nn.Module = model.get_decoder()  # type: ignore[operator]
+    return None if decoder is model else decoder
+
+
+def forward_hidden(module: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Hidden states as they enter the output head.
+
+    Args:
+        module: a transformers causal model, with or without peft's wrapper.
+        input_ids: [R, T] int64.
+        position_ids: [R, T] int64, restarting at 0 in each sample.
+
+    Returns:
+        [R, T, d], differentiable unless the caller says otherwise.
+
+    Raises:
+        TypeError: the module has no backbone that can be run alone; use `forward_logits`.
+    """
+    decoder = backbone(module)
+    if decoder is None:
+        raise TypeError(
+            f"{type(module).__name__} has no backbone apart from its head; use forward_logits"
+        )
+    hidden = _run(decoder, input_ids, position_ids)
+    return hidden[0] if isinstance(hidden, tuple) else hidden.last_hidden_state
+
+
+def forward_logits(
+    module: nn.Module,
+    inputs: Tensor | Mapping[str, Tensor],
+    position_ids: Tensor | None = None,
+) -> Tensor:
+    """Logits of every position of a causal model, or of every example of a classifier.
+
+    Args:
+        module: any module of ours; see `load.load_model` for what an imported one must do.
+        inputs: [R, T] int64 token ids of a causal model, or a classifier's inputs by name.
+        position_ids: [R, T] int64, restarting in each sample; required with token ids.
+
+    Returns:
+        [R, T, V] for a causal model, [R, V] for a classifier.
+    """
+    if isinstance(inputs, Mapping):
+        return logits_of(module(**inputs))
+    if position_ids is None:
+        raise ValueError("forward_logits needs position_ids with token ids; pass both")
+    return logits_of(_run(module, inputs, position_ids))
+
+
+def logits_of(output: Any) -> Tensor:
+    """What a module returned, as logits: a tensor, or an object with `.logits`."""
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned {type(output).__name__}; return a tensor of logits, or an object "
+            "with .logits"
+        )
+    return logits
+
+
+def packing_is_exact(module: nn.Module) -> bool:
+    """Whether samples that share a row are strangers to each other, by trying it.
+
+    Two rows of two tiny samples are run packed, then each sample alone; the difference must be
+    rounding. Its measure is the leak of the same rows run as if each were one sample. Run it once
+    at load, before any engine wraps the module: it costs six forwards of at most twelve tokens.
+    """
+    device, vocabulary = input_device(module), _vocabulary_floor(module)
+    generator = torch.Generator().manual_seed(7)
+    lengths = ((5, 7), (4, 8))
+    ids = torch.randint(0, vocabulary, (2, 12), generator=generator).to(device)
+    restarting = torch.stack([torch.cat([torch.arange(n) for n in row]) for row in lengths])
+    whole = torch.arange(12).expand(2, 12)
+
+    def run(tokens: Tensor, positions: Tensor) -> Tensor:
+        positions = positions.to(device)
+        if backbone(module) is None:
+            return forward_logits(module, tokens, positions).float()
+        return forward_hidden(module, tokens, positions).float()
+
+    with torch.no_grad(), evaluating(module):
+        packed, joined = run(ids, restarting), run(ids, whole)
+        alone = torch.empty_like(packed)
+        for row, (first, second) in enumerate(lengths):
+            for start, length in ((0, first), (first, second)):
+                cut = slice(start, start + length)
+                alone[row, cut] = run(ids[row : row + 1, cut], whole[:1, :length])[0]
+    error = (packed - alone).abs().max()
+    # float32 differs by a few rounding errors; a half-precision model by up to some per cent of
+    # its values, so there the size of a real leak is the yardstick.
+    half = next(module.parameters()).dtype in (torch.bfloat16, torch.float16)
+    limit = 0.05 * (joined - alone).abs().max() if half else 1e-4 * alone.abs().max()
+    return bool(error <= limit)
+
+
+def input_device(module: nn.Module) -> torch.device:
+    """Where a module wants its inputs: the device of its first parameter."""
+    return next(module.parameters()).device
+
+
+@contextmanager
+def evaluating(module: nn.Module):
+    """Dropout off inside, and every submodule's mode as it was outside."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+def _run(model: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Any:
+    """One call, with the arguments that the module's forward takes."""
+    rows, length = input_ids.shape
+    # Flash attention reads restarts only in a batch of one, so there the rows are laid end to end.
+    flat = rows > 1 and _attention(model) == "flash_attention_2"
+    if flat:
+        input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+    arguments: dict[str, Any] = {"input_ids": input_ids}
+    accepted = _parameters(model)
+    if "position_ids" in accepted:
+        arguments["position_ids"] = position_ids
+    if "use_cache" in accepted:
+        arguments["use_cache"] = False
+    output = model(**arguments)
+    if flat:
+        for name in ("last_hidden_state", "logits"):
+            value = getattr(output, name, None)
+            if value is not None:
+                setattr(output, name, value.reshape(rows, length, value.shape[-1]))
+    return output
+
+
+def _parameters(model: nn.Module) -> frozenset[str]:
+    """Names that a forward takes; one with **kwargs passes what we give it to its decoder."""
+    parameters = inspect.signature(unwrapped(model).forward).parameters.values()
+    names = {p.name for p in parameters}
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters) and hasattr(
+        model, "config"
+    ):
+        names |= {"position_ids", "use_cache"}
+    return frozenset(names)
+
+
+def _attention(model: nn.Module) -> str | None:
+    return getattr(getattr(model, "config", None), "_attn_implementation", None)
+
+
+def _vocabulary_floor(module: nn.Module) -> int:
+    """A number of token ids that the module surely knows."""
+    model = unwrapped(module)
+    if hasattr(model, "get_input_embeddings"):
+        return int(model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    return 2
