@@ -1,0 +1,184 @@
+"""DeepSpeed, behind five calls. Nothing above this file knows its types.
+
+The job owns batch sizes, optimiser, clipping, precision and ZeRO stage; the user's own DeepSpeed
+section is merged below those.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from orchestrator.spec.job import JobSpec, LearningRateSpec, OptimizerSpec, TrainingSpec
+from strategies.contract import Batch
+
+from .module import Consumer
+
+
+def learning_rate(spec: LearningRateSpec, peak: float, step: int, total: int) -> float:
+    """Rate of optimiser step `step` (0-based): linear warm-up, then decay to `end * peak`."""
+    if step < spec.warmup_steps:
+        return peak * (step + 1) / spec.warmup_steps
+    if spec.decay == "constant":
+        return peak
+    span = max(1, total - 1 - spec.warmup_steps)
+    done = min(1.0, (step - spec.warmup_steps) / span)
+    share = 0.5 * (1 + math.cos(math.pi * done)) if spec.decay == "cosine" else 1 - done
+    return peak * (spec.end + (1 - spec.end) * share)
+
+
+def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases without."""
+    trained = [p for p in module.parameters() if p.requires_grad]
+    matrices = [p for p in trained if _dimensions(p) >= 2]
+    vectors = [p for p in trained if _dimensions(p) < 2]
+    groups = [
+        {"params": matrices, "weight_decay": spec.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    # A parameter that ZeRO-3 has already partitioned keeps its true shape in ds_shape.
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _optimizer(module: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
+    spec = training.optimizer
+    groups = parameter_groups(module, spec)
+    if training.offload == "cpu":
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+
+def deepspeed_config(job: JobSpec) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a job."""
+    training = job.training
+    per_rank = training.global_batch // training.workers
+    zero: dict[str, Any] = {
+        "stage": training.zero,
+        **training.deepspeed.get("zero_optimization", {}),
+    }
+    if training.offload == "cpu":
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if training.zero == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "wall_clock_breakdown": False,
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+        **{k: v for k, v in training.deepspeed.items() if k != "zero_optimization"},
+        "train_micro_batch_size_per_gpu": training.micro_batch,
+        "gradient_accumulation_steps": per_rank // training.micro_batch,
+        "train_batch_size": training.global_batch,
+        "gradient_clipping": training.clip or 0.0,
+        "bf16": {"enabled": training.precision == "bf16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": zero,
+    }
+
+
+class Engine:
+    """A DeepSpeed engine over one student module."""
+
+    def __init__(self, module: nn.Module, job: JobSpec, leaves: Sequence[type[nn.Module]]) -> None:
+        """`leaves` are modules that ZeRO-3 gathers whole (mixture-of-experts blocks)."""
+        training = job.training
+        config = deepspeed_config(job)
+        if training.zero == 3 and leaves:
+            deepspeed.utils.set_z3_leaf_modules(module, list(leaves))
+        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            model_parameters=[p for p in module.parameters() if p.requires_grad],  # type: ignore[arg-type]
+            optimizer=_optimizer(module, training),
+            config=config,
+            dist_init_required=False,
+        )
+        self._accumulation: int = config["gradient_accumulation_steps"]
+        self._world = training.workers
+        self._zero = training.zero
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches must be."""
+        return self._engine.device
+
+    @property
+    def module(self) -> nn.Module:
+        """The engine itself: call it as a module."""
+        return self._engine
+
+    @property
+    def gradient_factor(self) -> float:
+        """What DeepSpeed divides by: multiply a sum by this to get a plain sum over everything."""
+        return float(self._accumulation * self._world)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """For the next step."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def backward(
+        self, batch: Batch, consume: Consumer, before_step: Callable[[], None] | None = None
+    ) -> None:
+        """Forward and backward of one micro-batch.
+
+        `before_step` is given with the last one: it runs after the gradients are there and before
+        the optimiser moves, and may raise.
+        """
+        loss: Tensor = self._engine(batch, consume)
+        self._engine.backward(loss)
+        if before_step is not None:
+            before_step()
+        self._engine.step()
+
+    def gradient_norm(self) -> float:
+        """Norm before clipping of the last step's gradient; 0 when DeepSpeed did not compute it."""
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's part of weights and optimiser state. Collective."""
+        self._engine.save_checkpoint(str(folder), tag="state", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, with the same number of ranks. Collective."""
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag="state")
+        if loaded is None:
+            raise FileNotFoundError(folder / "state")
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """Whole weights of the wrapped module by name, on the CPU, on rank 0; None elsewhere.
+
+        Collective. Under ZeRO-3 one parameter at a time is gathered.
+        """
+        module = self._engine.module
+        rank = torch.distributed.get_rank()
+        if self._zero < 3:
+            if rank != 0:
+                return None
+            return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
+        gathered: dict[str, Tensor] = {}
+        copies: dict[int, Tensor] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if rank == 0:
+                    copy = copies.get(id(parameter))
+                    if copy is None:
+                        copy = copies[id(parameter)] = parameter.detach().cpu().clone()
+                    gathered[name] = copy
+        gathered.update({k: v.detach().cpu().clone() for k, v in module.named_buffers()})
+        return gathered if rank == 0 else None
+
+    def close(self) -> None:
+        """Let go of the engine's memory and hooks."""
+        self._engine.destroy()
+        get_accelerator().empty_cache()

@@ -1,0 +1,78 @@
+"""The trained student as a plain Hugging Face folder in the run directory."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import fsspec
+import torch
+
+from orchestrator.models.export import export_folder, generate
+from orchestrator.models.fingerprint import weights_sha256
+from orchestrator.models.load import load_model
+from orchestrator.models.lora import apply_lora
+from orchestrator.spec.models import ModelSpec
+
+from .engine import Engine
+from .records import StudentJob
+
+PREFIX = "model."  # StudentModule's attribute
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """Where the student is and what it says."""
+
+    folder: str
+    weights_sha256: str
+    generated: str | None
+
+
+def export_student(job: StudentJob, engine: Engine, rank: int) -> Exported:
+    """Gather the weights and write the folder on rank 0. Collective."""
+    weights = engine.weights()
+    exported = Exported("", "", None)
+    if weights is not None:
+        exported = _write(job, {k.removeprefix(PREFIX): v for k, v in weights.items()})
+    torch.distributed.barrier()
+    return exported
+
+
+def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
+    spec = job.spec
+    loaded = load_model(
+        spec.student.model_copy(update={"dtype": "float32"}),
+        tokenizer=job.tokenizer,
+        seed=spec.seed,
+        resolve=job.resolve,
+        field="student",
+    )
+    if spec.student.lora is not None:
+        loaded = apply_lora(loaded, spec.student.lora)
+    loaded.module.load_state_dict(weights, strict=True)
+    sha = weights_sha256(loaded.module)
+    loaded.module.to(getattr(torch, spec.student.dtype))
+    fs, root = fsspec.core.url_to_fs(job.run_folder)
+    target = f"{root.rstrip('/')}/export"
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "export"
+        export_folder(loaded.module, job.tokenizer, folder, spec.student.lora)
+        generated = _sample(job, folder)
+        if fs.exists(target):
+            fs.rm(target, recursive=True)
+        fs.put(f"{folder}/", target, recursive=True)
+    return Exported(f"{job.run_folder.rstrip('/')}/export", sha, generated)
+
+
+def _sample(job: StudentJob, folder: Path) -> str | None:
+    """Text from the folder just written, so that a bad export is seen at once."""
+    wanted = job.spec.evaluation.generate
+    lora = job.spec.student.lora
+    if (
+        wanted is None
+        or job.spec.student.task != "causal_lm"
+        or (lora and lora.export == "adapter")
+    ):
+        return None
+    module = load_model(ModelSpec(path=str(folder), dtype="float32"), field="export").module
+    return generate(module, job.tokenizer, wanted.prompt, wanted.tokens)

@@ -1,0 +1,155 @@
+"""Batches and signals of coming steps, asked for ahead of the student.
+
+The sequence of work depends on the order alone, so a rank knows every request it will make; it
+keeps the client's window full and takes answers in order. Counts follow promise 1 of the design:
+per epoch, samples asked = delivered = consumed.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from orchestrator.data import NumpyBatch, Order, SampleStore, collate, share
+from strategies.contract import Batch, LogitSignal
+
+from .batches import to_device
+from .questions import Questions
+
+AHEAD_WITHOUT_POOL = 2
+"""Micro-batches collated ahead when no signal bounds the window."""
+
+
+@dataclass(frozen=True, slots=True)
+class Micro:
+    """One micro-batch of this rank, its signals decoded."""
+
+    batch: Batch
+    signals: dict[str, LogitSignal]
+    samples: int
+    tokens: int  # tokens of samples, padding not counted
+
+
+@dataclass(slots=True)
+class Ledger:
+    """(sample, role) pairs by epoch; `consumed` counts committed steps only."""
+
+    asked: dict[int, int] = field(default_factory=dict)
+    delivered: dict[int, int] = field(default_factory=dict)
+    consumed: dict[int, int] = field(default_factory=dict)
+
+    def committed(self) -> dict[str, int]:
+        """What a checkpoint keeps: at a step's end all three are equal for what was consumed."""
+        return {str(epoch): count for epoch, count in self.consumed.items()}
+
+    @classmethod
+    def restored(cls, committed: dict[str, int]) -> "Ledger":
+        """The ledger at a checkpoint: work asked ahead of it will be asked again."""
+        counts = {int(epoch): count for epoch, count in committed.items()}
+        return cls(dict(counts), dict(counts), dict(counts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    step: int
+    epoch: int
+    batch: NumpyBatch
+    samples: int
+    tokens: int
+    request_ids: dict[str, str]
+
+
+class Feed:
+    """This rank's micro-batches, step by step, from `start` on."""
+
+    def __init__(
+        self,
+        store: SampleStore,
+        order: Order,
+        context: int,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        start: int,
+        end: int,
+        device: torch.device,
+        questions: Questions | None,
+        ledger: Ledger,
+    ) -> None:
+        self._store, self._order, self._context = store, order, context
+        self._micro_batch, self._rank, self._world = micro_batch, rank, world
+        self._device, self._questions, self.ledger = device, questions, ledger
+        self._coming = self._plan(start, end)
+        self._ahead: deque[_Pending] = deque()
+        self.wait_s = 0.0
+
+    def _plan(self, start: int, end: int) -> Iterator[_Pending]:
+        for step in range(start, end):
+            epoch, _ = self._order.locate(step)
+            parts = share(self._order.rows(step), self._rank, self._world, self._micro_batch)
+            for index, rows in enumerate(parts):
+                batch = collate(self._store, rows, self._context)
+                samples = sum(len(row) for row in rows)
+                tokens = int((batch.sample_index >= 0).sum())
+                ids = {
+                    role: self._questions.ask(role, f"{step}.{index}", batch)
+                    for role in (self._questions.asks if self._questions else ())
+                }
+                for _ in ids:
+                    self.ledger.asked[epoch] = self.ledger.asked.get(epoch, 0) + samples
+                yield _Pending(step, epoch, batch, samples, tokens, ids)
+
+    def fill(self) -> None:
+        """Ask ahead while the window has room. Never waits for an answer."""
+        while self._room():
+            coming = next(self._coming, None)
+            if coming is None:
+                return
+            self._ahead.append(coming)
+
+    def _room(self) -> bool:
+        if self._questions is None:
+            return len(self._ahead) < AHEAD_WITHOUT_POOL
+        return self._questions.client.room()
+
+    def step(self, step: int) -> list[Micro]:
+        """All micro-batches of a step; waits for their signals."""
+        taken: list[Micro] = []
+        self.fill()
+        while pending := self._next_of(step):
+            began = time.monotonic()
+            signals = {
+                role: self._questions.answer(role, request_id, self._device)
+                for role, request_id in pending.request_ids.items()
+                if self._questions is not None
+            }
+            self.wait_s += time.monotonic() - began
+            for _ in signals:
+                delivered = self.ledger.delivered
+                delivered[pending.epoch] = delivered.get(pending.epoch, 0) + pending.samples
+            taken.append(
+                Micro(
+                    to_device(pending.batch, self._device), signals, pending.samples, pending.tokens
+                )
+            )
+            self.fill()
+        return taken
+
+    def _next_of(self, step: int) -> _Pending | None:
+        if not self._ahead:
+            # Nothing asked ahead fits the window: the step's own work is asked all the same.
+            coming = next(self._coming, None)
+            if coming is None:
+                return None
+            self._ahead.append(coming)
+        return self._ahead.popleft() if self._ahead[0].step == step else None
+
+    def commit(self, step: int, micros: list[Micro]) -> None:
+        """The step's update is done: what it used is consumed."""
+        epoch, _ = self._order.locate(step)
+        for micro in micros:
+            for _ in micro.signals:
+                consumed = self.ledger.consumed
+                consumed[epoch] = consumed.get(epoch, 0) + micro.samples

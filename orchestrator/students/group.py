@@ -1,0 +1,98 @@
+"""The driver's side of a resident worker group: start it once, give it jobs, hear of them."""
+
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from orchestrator.errors import BudgetExhausted, Interrupted
+from orchestrator.events import Event
+
+from .desk import DeskActor, Outcome
+from .records import GroupPlan, StudentJob
+from .worker import work
+
+NAMESPACE = "stillhouse"
+
+
+class Group:
+    """A Ray Train worker group that takes jobs from a desk until it is stopped."""
+
+    def __init__(self, plan: GroupPlan) -> None:
+        self._plan = plan
+        self._name = f"desk-{uuid.uuid4().hex[:8]}"
+        self._desk: Any = DeskActor.options(name=self._name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+        self._seen = 0
+        self._failure: BaseException | None = None
+        ray.get(self._desk.first_open.remote())
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"desk": self._name, "namespace": NAMESPACE},
+            scaling_config=ScalingConfig(
+                num_workers=plan.workers,
+                use_gpu=plan.gpus > 0,
+                resources_per_worker={
+                    "CPU": plan.cpus,
+                    **({"GPU": plan.gpus} if plan.gpus else {}),
+                    **plan.custom,
+                },
+            ),
+            run_config=RunConfig(
+                name=self._name,
+                storage_path=plan.storage,
+                failure_config=FailureConfig(
+                    max_failures=plan.max_failures, controller_failure_limit=0
+                ),
+            ),
+        )
+        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
+        self._thread.start()
+
+    def _fit(self, trainer: TorchTrainer) -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            # Kept, not swallowed: `run` raises it with the job's name.
+            self._failure = error
+
+    @property
+    def plan(self) -> GroupPlan:
+        """What the group was started with."""
+        return self._plan
+
+    def run(self, job: StudentJob) -> Iterator[Event | Outcome]:
+        """Train one student: events as they come, then one `Outcome`.
+
+        Raises:
+            BudgetExhausted: the group died more often than its budget allows.
+        """
+        index = ray.get(self._desk.submit.remote(job))
+        while True:
+            events, outcome = ray.get(self._desk.watch.remote(index, self._seen, 0.5))
+            self._seen += len(events)
+            yield from events
+            if outcome is not None:
+                yield outcome
+                return
+            if not self._thread.is_alive():
+                cause = self._failure
+                if isinstance(cause, KeyboardInterrupt):
+                    raise Interrupted(f"job {job.spec.name!r} was interrupted")
+                raise BudgetExhausted(
+                    f"job {job.spec.name!r}: its workers died more than "
+                    f"{self._plan.max_failures} times (training.max_failures); last cause: {cause}"
+                ) from cause
+
+    def request_stop(self) -> None:
+        """Stop the running job at its next step, with a checkpoint."""
+        self._desk.request_stop.remote()
+
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Let the workers return, and end the group."""
+        ray.get(self._desk.close.remote())
+        self._thread.join(timeout_s)
+        ray.kill(self._desk)

@@ -1,0 +1,73 @@
+"""The module DeepSpeed wraps: a model whose head computes what the caller wants, inside itself.
+
+Under ZeRO-3 a head's weight exists only inside the head module's own forward, so the loss must run
+there (gathering around it from outside fails). The head module's `forward` is therefore replaced
+by one that takes a consumer of `Outputs`; called without one it gives logits as before.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.models.forward import forward_hidden, forward_logits
+from strategies.contract import Batch, Head, Outputs
+
+Consumer = Callable[[Outputs], Tensor]
+
+
+class StudentModule(nn.Module):
+    """A student whose `forward` hands the outputs at loss-bearing positions to a consumer.
+
+    Args:
+        model: the module to train.
+        head: its output head, or None when it cannot be told apart; then the consumer gets logits.
+    """
+
+    def __init__(self, model: nn.Module, head: Head | None) -> None:
+        super().__init__()
+        self.model = model
+        if head is not None:
+            _let_head_consume(_head_module(model), head)
+        self._separable = head is not None
+
+    def forward(self, batch: Batch, consume: Consumer) -> Tensor:
+        """Scalar of `consume`, which sees N positions in row-major order (N may be 0)."""
+        if not self._separable:
+            logits = forward_logits(self.model, batch.input_ids, batch.position_ids)
+            return consume(Outputs(logits=logits[batch.mask]))
+        hidden = forward_hidden(self.model, batch.input_ids, batch.position_ids)
+        # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
+        # would leave the others waiting.
+        return _head_module(self.model)(hidden[batch.mask], consume=consume)
+
+
+def _head_module(model: nn.Module) -> nn.Module:
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    return head
+
+
+def _let_head_consume(module: nn.Module, head: Head) -> None:
+    plain = module.forward
+
+    def forward(hidden: Tensor, consume: Consumer | None = None) -> Tensor:
+        if consume is None:
+            return plain(hidden)
+        weight: Any = module.weight
+        bias: Any = getattr(module, "bias", None)
+        return consume(Outputs(hidden=hidden, head=replace(head, weight=weight, bias=bias)))
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+def no_gradient(module: nn.Module, batch: Batch, consume: Consumer) -> None:
+    """Run a consumer over a batch in evaluation mode."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            module(batch, consume)
+    finally:
+        module.train(training)

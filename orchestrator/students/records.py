@@ -1,0 +1,53 @@
+"""What the driver tells the workers. Small and picklable; no tensor, no handle but the pool's."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.spec.job import JobSpec
+
+if TYPE_CHECKING:
+    from orchestrator.pool import PoolHandle
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """The worker group that a list of jobs shares: one size for its life."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    custom: dict[str, float]
+    max_failures: int
+    storage: str  # where Ray Train keeps its own small state
+
+    @classmethod
+    def of(cls, job: JobSpec, storage: str) -> "GroupPlan":
+        """The group a job needs; equal plans can share one group."""
+        training = job.training
+        return cls(
+            training.workers,
+            training.resources.cpus,
+            training.resources.gpus,
+            dict(training.resources.custom),
+            training.max_failures,
+            storage,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class StudentJob:
+    """One job as a worker needs it: every source resolved to a folder or a hub id."""
+
+    spec: JobSpec
+    run_id: str
+    run_folder: str  # folder or fsspec URI
+    tokenizer: str  # folder or hub id
+    cache_folder: str  # node-local folder for prepared data
+    folders: dict[str, str] = field(default_factory=dict)  # "registry:..." or "job:..." -> folder
+    pool: "PoolHandle | None" = None  # None: no served role is asked
+    fingerprints: dict[str, str] = field(default_factory=dict)  # role -> fingerprint expected
+    resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
+
+    def resolve(self, kind: str, value: str) -> str:
+        """Folder of a `registry` or `job` source."""
+        return self.folders[f"{kind}:{value}"]

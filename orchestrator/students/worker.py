@@ -1,0 +1,44 @@
+"""What runs in each worker of the group: take a job, train it, report, take the next."""
+
+import os
+from typing import Any
+
+import ray
+
+from orchestrator.errors import (
+    CheckpointError,
+    CountsDiffer,
+    Interrupted,
+    NonFiniteLoss,
+    SpecError,
+)
+
+from .desk import Outcome
+
+SYMMETRIC = (SpecError, CheckpointError, CountsDiffer, NonFiniteLoss, Interrupted)
+"""Errors every rank reaches alike: they end the job and not the group."""
+
+
+def work(config: dict[str, Any]) -> None:
+    """Ray Train's function: jobs from the desk until it closes."""
+    from ray import train
+
+    context = train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    # DeepSpeed reads these when it joins the process group that Ray Train has made.
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    desk = ray.get_actor(config["desk"], namespace=config["namespace"])
+    from .report import Reporter
+    from .train import train_student
+
+    index = ray.get(desk.first_open.remote())
+    while (job := ray.get(desk.job.remote(index))) is not None:
+        reporter = Reporter(desk, index, job.spec.name, rank)
+        try:
+            outcome = Outcome(train_student(job, rank, world, reporter))
+        except SYMMETRIC as error:
+            outcome = Outcome({}, error)
+        reporter.flush()
+        if rank == 0:
+            ray.get(desk.finish.remote(index, outcome))
+        index += 1
