@@ -1,0 +1,159 @@
+"""Held-out measurements from sums over positions.
+
+`strategies.statistics.position_statistics` gives sums for one micro-batch; `add` joins them over
+micro-batches and ranks in any order; `evaluate` divides once, at the end, so the result does not
+depend on the cut. Plain numbers only: no torch, no numpy.
+
+Sums, by name: `nll` (nats), `count` (positions), `correct` (top-1), `calibration_count`,
+`calibration_confidence`, `calibration_correct` (one value a bin of the top-1 probability). With a
+role to compare with also `teacher_nll`, `teacher_correct`, `agreement` (same top-1) and `kl`
+(nats, role || student).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+Sums = Mapping[str, float | list[float]]
+
+COMPARED = ("teacher_nll", "teacher_correct", "agreement", "kl")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One measurement of a student on held-out text. None: no role was compared with."""
+
+    positions: int
+    student_loss: float  # nats a token
+    student_perplexity: float
+    student_accuracy: float  # share of positions whose likeliest token is right
+    calibration_error: float  # expected calibration error of the top-1 probability, 0 to 1
+    teacher_loss: float | None = None
+    teacher_perplexity: float | None = None
+    teacher_accuracy: float | None = None
+    top1_agreement: float | None = None  # share of positions with the role's likeliest token
+    kl: float | None = None  # nats a token, role || student, at temperature 1
+
+    def metrics(self) -> dict[str, float]:
+        """By metric name, `held_out/...`; what is None is left out."""
+        values = asdict(self)
+        return {f"held_out/{name}": value for name, value in values.items() if value is not None}
+
+    def to_dict(self) -> dict[str, float | int | None]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "Evaluation":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: keys are missing or unknown.
+        """
+        names = {field.name for field in fields(cls)}
+        if set(raw) != names:
+            raise ValueError(
+                f"an evaluation has the keys {sorted(names)}, got {sorted(raw)}; "
+                "it was written by another version"
+            )
+        return cls(**raw)
+
+
+def add(a: Sums, b: Sums) -> dict[str, float | list[float]]:
+    """Sums of two parts together; an empty mapping is zero.
+
+    Raises:
+        ValueError: the parts measured different things, or in different bins.
+    """
+    if not a or not b:
+        return {**a, **b}
+    if set(a) != set(b):
+        raise ValueError(f"parts measured different things: {sorted(a)} and {sorted(b)}")
+    return {name: _plus(name, a[name], b[name]) for name in a}
+
+
+def _plus(name: str, a: float | list[float], b: float | list[float]) -> float | list[float]:
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [x + y for x, y in zip(a, b, strict=True)]
+    if isinstance(a, list) or isinstance(b, list):
+        raise ValueError(f"{name} has different shapes in the two parts: {a!r} and {b!r}")
+    return a + b
+
+
+def evaluate(sums: Sums) -> Evaluation:
+    """Divide.
+
+    Raises:
+        ValueError: nothing was measured, or a sum is missing.
+    """
+    missing = {"nll", "count", "correct", *_BINS} - set(sums)
+    if missing:
+        raise ValueError(f"sums lack {sorted(missing)}, have {sorted(sums)}")
+    count = _number(sums, "count")
+    if count <= 0:
+        raise ValueError(
+            f"no held-out position was measured (count is {count:g}); raise data.held_out or "
+            "evaluation.rows"
+        )
+    loss = _number(sums, "nll") / count
+    compared: dict[str, float] = {}
+    if all(name in sums for name in COMPARED):
+        teacher_loss = _number(sums, "teacher_nll") / count
+        compared = {
+            "teacher_loss": teacher_loss,
+            "teacher_perplexity": perplexity(teacher_loss),
+            "teacher_accuracy": _number(sums, "teacher_correct") / count,
+            "top1_agreement": _number(sums, "agreement") / count,
+            "kl": _number(sums, "kl") / count,
+        }
+    return Evaluation(
+        positions=round(count),
+        student_loss=loss,
+        student_perplexity=perplexity(loss),
+        student_accuracy=_number(sums, "correct") / count,
+        calibration_error=calibration_error(*(_bins(sums, name) for name in _BINS)),
+        **compared,
+    )
+
+
+_BINS = ("calibration_count", "calibration_confidence", "calibration_correct")
+
+
+def calibration_error(count: list[float], confidence: list[float], correct: list[float]) -> float:
+    """Expected calibration error: sum over bins of (share of positions) * |accuracy - confidence|.
+
+    Args:
+        count: positions in each bin of the top-1 probability.
+        confidence: the sum of top-1 probabilities in each bin.
+        correct: right top-1 tokens in each bin.
+
+    Source:
+        Guo, Pleiss, Sun, Weinberger. "On Calibration of Modern Neural Networks."
+        arXiv:1706.04599, equation 3.
+    """
+    total = sum(count)
+    gaps = (abs(right - sure) for sure, right in zip(confidence, correct, strict=True))
+    return sum(gaps) / total if total else 0.0
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where it does not fit a float."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def _number(sums: Sums, name: str) -> float:
+    value = sums[name]
+    if isinstance(value, list):
+        raise ValueError(f"{name} must be one number, got {value!r}")
+    return float(value)
+
+
+def _bins(sums: Sums, name: str) -> list[float]:
+    value = sums[name]
+    if not isinstance(value, list):
+        raise ValueError(f"{name} must hold one value a bin, got {value!r}")
+    return [float(x) for x in value]
