@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 HEADINGS = ("model", "held-out loss", "perplexity", "agreement", "KL", "generated")
-NOTHING = "–"
+NOTHING = "-"
 
 
 @dataclass(frozen=True, slots=True)

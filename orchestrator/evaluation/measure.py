@@ -1,7 +1,7 @@
 """Held-out measurements from sums over positions.
 
 `strategies.statistics.position_statistics` gives sums for one micro-batch; `add` joins them over
-micro-batches and ranks in any order; `evaluate` divides once, at the end, so the result does not
+micro-batches and ranks in any order; `Evaluation.from_sums` divides once, at the end, so the result does not
 depend on the cut. Plain numbers only: no torch, no numpy.
 
 Sums, by name: `nll` (nats), `count` (positions), `correct` (top-1), `calibration_count`,
@@ -17,6 +17,7 @@ from typing import Any
 
 Sums = Mapping[str, float | list[float]]
 
+_BINS = ("calibration_count", "calibration_confidence", "calibration_correct")
 COMPARED = ("teacher_nll", "teacher_correct", "agreement", "kl")
 
 
@@ -34,6 +35,42 @@ class Evaluation:
     teacher_accuracy: float | None = None
     top1_agreement: float | None = None  # share of positions with the role's likeliest token
     kl: float | None = None  # nats a token, role || student, at temperature 1
+
+    @classmethod
+    def from_sums(cls, sums: Sums) -> "Evaluation":
+        """Divide.
+
+        Raises:
+            ValueError: nothing was measured, or a sum is missing.
+        """
+        missing = {"nll", "count", "correct", *_BINS} - set(sums)
+        if missing:
+            raise ValueError(f"sums lack {sorted(missing)}, have {sorted(sums)}")
+        count = _number(sums, "count")
+        if count <= 0:
+            raise ValueError(
+                f"no held-out position was measured (count is {count:g}); raise data.held_out or "
+                "evaluation.rows"
+            )
+        loss = _number(sums, "nll") / count
+        compared: dict[str, float] = {}
+        if all(name in sums for name in COMPARED):
+            teacher_loss = _number(sums, "teacher_nll") / count
+            compared = {
+                "teacher_loss": teacher_loss,
+                "teacher_perplexity": perplexity(teacher_loss),
+                "teacher_accuracy": _number(sums, "teacher_correct") / count,
+                "top1_agreement": _number(sums, "agreement") / count,
+                "kl": _number(sums, "kl") / count,
+            }
+        return cls(
+            positions=round(count),
+            student_loss=loss,
+            student_perplexity=perplexity(loss),
+            student_accuracy=_number(sums, "correct") / count,
+            calibration_error=calibration_error(*(_bins(sums, name) for name in _BINS)),
+            **compared,
+        )
 
     def metrics(self) -> dict[str, float]:
         """By metric name, `held_out/...`; what is None is left out."""
@@ -79,45 +116,6 @@ def _plus(name: str, a: float | list[float], b: float | list[float]) -> float | 
     if isinstance(a, list) or isinstance(b, list):
         raise ValueError(f"{name} has different shapes in the two parts: {a!r} and {b!r}")
     return a + b
-
-
-def evaluate(sums: Sums) -> Evaluation:
-    """Divide.
-
-    Raises:
-        ValueError: nothing was measured, or a sum is missing.
-    """
-    missing = {"nll", "count", "correct", *_BINS} - set(sums)
-    if missing:
-        raise ValueError(f"sums lack {sorted(missing)}, have {sorted(sums)}")
-    count = _number(sums, "count")
-    if count <= 0:
-        raise ValueError(
-            f"no held-out position was measured (count is {count:g}); raise data.held_out or "
-            "evaluation.rows"
-        )
-    loss = _number(sums, "nll") / count
-    compared: dict[str, float] = {}
-    if all(name in sums for name in COMPARED):
-        teacher_loss = _number(sums, "teacher_nll") / count
-        compared = {
-            "teacher_loss": teacher_loss,
-            "teacher_perplexity": perplexity(teacher_loss),
-            "teacher_accuracy": _number(sums, "teacher_correct") / count,
-            "top1_agreement": _number(sums, "agreement") / count,
-            "kl": _number(sums, "kl") / count,
-        }
-    return Evaluation(
-        positions=round(count),
-        student_loss=loss,
-        student_perplexity=perplexity(loss),
-        student_accuracy=_number(sums, "correct") / count,
-        calibration_error=calibration_error(*(_bins(sums, name) for name in _BINS)),
-        **compared,
-    )
-
-
-_BINS = ("calibration_count", "calibration_confidence", "calibration_correct")
 
 
 def calibration_error(count: list[float], confidence: list[float], correct: list[float]) -> float:
