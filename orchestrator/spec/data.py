@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
+
 from strategies.specs import Spec
 
 

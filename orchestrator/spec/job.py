@@ -15,18 +15,17 @@ from pydantic import (
     PositiveInt,
     model_validator,
 )
+
 from strategies.specs import ObjectiveSpec, Spec, extremes
 
 from .data import DataSpec
-from .models import RoleSpec, ResourcesSpec, StudentSpec, TopKEncoding
+from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
+from .refuse import refusal
 
 MiB = 1 << 20
 
 
-class EphemeralPool(Spec):
-    """Replicas that live and die with the job list."""
-
-    kind: Literal["ephemeral"] = "ephemeral"
+class _Pool(Spec):
     window_bytes: PositiveInt = 64 * MiB
     """Bytes of signals a rank may have asked for and not yet used."""
     window_requests: PositiveInt = 8
@@ -37,7 +36,13 @@ class EphemeralPool(Spec):
     """Replica deaths the pool makes good before the job fails."""
 
 
-class StandingPool(EphemeralPool):
+class EphemeralPool(_Pool):
+    """Replicas that live and die with the job list."""
+
+    kind: Literal["ephemeral"] = "ephemeral"
+
+
+class StandingPool(_Pool):
     """A named pool started by `stillhouse pool up`, shared by jobs, trials and teams."""
 
     kind: Literal["standing"]
@@ -107,8 +112,14 @@ class TrainingSpec(Spec):
 
     @model_validator(mode="after")
     def _has_an_end(self) -> "TrainingSpec":
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+        if self.steps is None and self.epochs is None:
+            raise refusal("steps", "is missing, and epochs too", "Give one of them")
+        if self.steps is not None and self.epochs is not None:
+            raise refusal(
+                "epochs",
+                f"is {self.epochs} where steps is {self.steps}: one of them ends the job",
+                "Remove one",
+            )
         return self
 
     @model_validator(mode="after")
@@ -116,37 +127,47 @@ class TrainingSpec(Spec):
         unit = self.workers * self.micro_batch
         if self.global_batch % unit:
             near = max(unit, round(self.global_batch / unit) * unit)
-            raise ValueError(
-                f"global_batch ({self.global_batch}) is not divisible by workers * micro_batch "
-                f"({self.workers} * {self.micro_batch} = {unit}); set it to {near}, for example"
+            raise refusal(
+                "global_batch",
+                f"is {self.global_batch}, not divisible by workers * micro_batch "
+                f"({self.workers} * {self.micro_batch} = {unit})",
+                f"Set it to {near}, for example",
             )
         return self
 
     @model_validator(mode="after")
     def _leaves_a_checkpoint(self) -> "TrainingSpec":
         if self.steps is not None and self.checkpoint.every_steps > self.steps:
-            raise ValueError(
-                f"steps ({self.steps}) is below one checkpoint (checkpoint.every_steps is "
-                f"{self.checkpoint.every_steps}), so a failure would lose everything; set "
-                f"checkpoint.every_steps to at most {self.steps}"
+            raise refusal(
+                "steps",
+                f"is {self.steps}, below one checkpoint (checkpoint.every_steps is "
+                f"{self.checkpoint.every_steps}), so a failure would lose everything",
+                f"Set training.checkpoint.every_steps to {self.steps} or less, or train longer",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _warm_up_ends(self) -> "TrainingSpec":
+        warmup = self.learning_rate.warmup_steps
+        if self.steps is not None and warmup >= self.steps:
+            raise refusal(
+                "learning_rate.warmup_steps",
+                f"is {warmup}, and training.steps is {self.steps}: the peak is never reached",
+                f"Set it to {self.steps - 1} or less",
             )
         return self
 
     @model_validator(mode="after")
     def _deepspeed_keys_are_free(self) -> "TrainingSpec":
-        for key, owner in OWNED_DEEPSPEED_KEYS.items():
-            if key in self.deepspeed:
-                raise ValueError(
-                    f"deepspeed.{key} is owned by the job; remove it and set {owner} instead"
-                )
         zero = self.deepspeed.get("zero_optimization")
+        owned = {key: owner for key, owner in OWNED_DEEPSPEED_KEYS.items() if key in self.deepspeed}
         if isinstance(zero, dict):
-            for key, owner in OWNED_ZERO_KEYS.items():
-                if key in zero:
-                    raise ValueError(
-                        f"deepspeed.zero_optimization.{key} is owned by the job; remove it and "
-                        f"set {owner} instead"
-                    )
+            inner = {key: owner for key, owner in OWNED_ZERO_KEYS.items() if key in zero}
+            owned |= {f"zero_optimization.{key}": owner for key, owner in inner.items()}
+        for key, owner in owned.items():
+            raise refusal(
+                f"deepspeed.{key}", "is owned by the job", f"Remove it and set {owner} instead"
+            )
         return self
 
 
@@ -208,6 +229,14 @@ class TrackingSpec(Spec):
     every_steps: PositiveInt = 1
 
 
+class RaySpec(Spec):
+    """Which cluster runs the job."""
+
+    address: str | None = None
+    """`host:port`, `auto` or `ray://host:port` of a cluster to join; absent: RAY_ADDRESS, else a
+    local one that ends with the run."""
+
+
 class JobSpec(Spec):
     """One training of one student.
 
@@ -223,6 +252,7 @@ class JobSpec(Spec):
     pool: PoolSpec = EphemeralPool()
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
+    ray: RaySpec = RaySpec()
     storage: str = "runs"
     """Folder or fsspec URI that holds run directories."""
     seed: NonNegativeInt = 0
@@ -244,36 +274,45 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _roles_are_defined(self) -> "JobSpec":
         if "student" in self.roles:
-            raise ValueError("roles.student: the student is trained, not served; rename the role")
+            raise refusal(
+                "roles.student", "is trained, not served, so it is no role", "Rename the role"
+            )
+        defined = ", ".join(self.roles) or "none"
         for index, term in enumerate(self.objective.terms):
             for role in term.served_roles:
                 if role not in self.roles:
-                    raise ValueError(
-                        f"objective.terms.{index} ({term.kind}) asks for role {role!r}, which is "
-                        f"not defined (defined: {', '.join(self.roles) or 'none'}); add "
-                        f"roles.{role} or change the term's role"
+                    raise refusal(
+                        f"objective.terms.{index}.role",
+                        f"{term.kind} asks for role {role!r}, which is not defined (defined: "
+                        f"{defined})",
+                        f"Add roles.{role}, or change the term's role",
                     )
         against = self.evaluation.against
         if against is not None and against not in self.roles:
-            raise ValueError(
-                f"evaluation.against names role {against!r}, which is not defined (defined: "
-                f"{', '.join(self.roles) or 'none'}); add roles.{against} or remove it"
+            raise refusal(
+                "evaluation.against",
+                f"is {against!r}, which is not defined (defined: {defined})",
+                f"Add roles.{against}, or remove it",
             )
         return self
 
     @model_validator(mode="after")
     def _temperatures_are_answerable(self) -> "JobSpec":
         for name, role in self.roles.items():
-            if not isinstance(role.encoding, TopKEncoding):
-                continue
-            ladder = role.encoding.temperatures
-            for number in self.objective.temperatures(name):
-                low, high = extremes(number)
-                off = [t for t in (low, high) if not any(abs(t - r) < 1e-9 for r in ladder)]
-                if off and not (len(ladder) > 1 and ladder[0] <= low and high <= ladder[-1]):
-                    raise ValueError(
-                        f"roles.{name}.encoding.temperatures ({ladder}) does not cover temperature "
-                        f"{off[0]:g} of the objective; add it, or use encoding hidden, which is "
-                        f"exact at every temperature"
-                    )
+            if isinstance(role.encoding, TopKEncoding):
+                for number in self.objective.temperatures(name):
+                    _check_ladder(name, role.encoding.temperatures, extremes(number))
         return self
+
+
+def _check_ladder(role: str, ladder: list[float], span: tuple[float, float]) -> None:
+    """The rungs must hold every temperature of the objective, or enclose a changing one."""
+    low, high = span
+    off = [t for t in span if not any(abs(t - rung) < 1e-9 for rung in ladder)]
+    enclosed = len(ladder) > 1 and ladder[0] <= low and high <= ladder[-1]
+    if off and not enclosed:
+        raise refusal(
+            f"roles.{role}.encoding.temperatures",
+            f"are {ladder} and do not cover temperature {off[0]:g} of the objective",
+            "Add it, or use encoding hidden, which is exact at every temperature",
+        )

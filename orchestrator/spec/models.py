@@ -3,6 +3,7 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
 from strategies.specs import Spec
 
 SOURCES = ("path", "hub", "registry", "job", "architecture", "import")
@@ -54,7 +55,7 @@ class ModelSpec(Spec):
     arguments: dict[str, Any] = {}
     task: Literal["causal_lm", "classifier"] = "causal_lm"
     tokenizer: str | None = None
-    """Folder or hub id of the tokenizer; default: the model's own, else the first role's that has one."""
+    """Folder or hub id of the tokenizer; default: the model's own, else the first role's."""
     dtype: DType = "float32"
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     allow_remote_code: bool = False

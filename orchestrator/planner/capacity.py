@@ -1,0 +1,272 @@
+"""(spec, inventory) -> Plan: what a job takes from the cluster and what crosses the wire.
+
+Pure but for the headers of local models, which say how large they are.
+
+A job is refused only when the cluster can never hold it: when a sum or a single process exceeds
+what all nodes together, or the largest of them, would have if they were empty. Imports neither
+torch nor ray.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from orchestrator.errors import SpecError
+from orchestrator.models.tokenizer import vocabulary_size
+from orchestrator.spec import JobSpec
+from orchestrator.spec.job import StandingPool
+from orchestrator.spec.models import EncodingSpec, HiddenEncoding, ModelSpec, ResourcesSpec
+
+from .sizes import ModelSize, model_size
+from .tokenizers import job_tokenizer
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SMALL_IDS = 1 << 16  # vocabularies up to here have 2-byte ids on the wire
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What one machine offers in all, used or not."""
+
+    cpus: float
+    gpus: float = 0.0
+    custom: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """The machines of a cluster."""
+
+    nodes: tuple[Node, ...]
+
+    def total(self, resource: str) -> float:
+        """Sum over nodes of "cpus", "gpus" or a custom resource."""
+        return sum(_amount(node, resource) for node in self.nodes)
+
+
+@dataclass(frozen=True, slots=True)
+class RolePlan:
+    """How one role is served."""
+
+    role: str
+    replicas: int  # 0: by a standing pool
+    encoding: str
+    bytes_per_position: int | None  # None: known once the model is loaded
+    request_bytes: int | None  # a full micro-batch's signals
+    head_bytes: int | None  # sent once per node; 0 for encodings that need no head
+    window_requests: int | None  # requests of a full micro-batch that a rank keeps in flight
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What the job takes and does, before anything is started."""
+
+    job: str
+    workers: int
+    rows_per_worker: int  # rows of a step on one rank
+    micro_batches: int  # forwards of a step on one rank
+    tokens_per_step: int  # positions of a global batch, padding included
+    cpus: float
+    gpus: float
+    custom: Mapping[str, float]
+    roles: tuple[RolePlan, ...]
+    student_parameters: int | None
+    checkpoint_bytes: int | None
+    warnings: tuple[str, ...] = ()
+
+
+def plan(job: JobSpec, inventory: Inventory, earlier: Sequence[JobSpec] = ()) -> Plan:
+    """Plan a job for a cluster.
+
+    Args:
+        job: the job.
+        inventory: the machines that there are.
+        earlier: the jobs before this one in its file; they tell the size of `{job: name}` models.
+
+    Raises:
+        SpecError: the cluster can never hold the job; says the shortfall.
+    """
+    _check_fits(job, inventory)
+    student = job_model_size(job, job.student, earlier)
+    sizes = {name: job_model_size(job, job.roles[name], earlier) for name in job.used_roles}
+    roles = tuple(_plan_role(job, name, size) for name, size in sizes.items())
+    training = job.training
+    needs = _needs(job)
+    return Plan(
+        job=job.name,
+        workers=training.workers,
+        rows_per_worker=training.global_batch // training.workers,
+        micro_batches=training.global_batch // (training.workers * training.micro_batch),
+        tokens_per_step=training.global_batch * job.data.context,
+        cpus=sum(count * resources.cpus for _, count, resources in needs),
+        gpus=sum(count * resources.gpus for _, count, resources in needs),
+        custom=_custom_sums(needs),
+        roles=roles,
+        student_parameters=student.parameters,
+        checkpoint_bytes=checkpoint_bytes(job, student),
+        warnings=tuple(_warnings(job, roles)),
+    )
+
+
+def job_model_size(job: JobSpec, model: ModelSpec, earlier: Sequence[JobSpec]) -> ModelSize:
+    """Size of a model of a job, a fresh one with the vocabulary of the job's tokenizer."""
+    folder = job_tokenizer(job, earlier)
+    return model_size(model, earlier, None if folder is None else vocabulary_size(folder))
+
+
+def checkpoint_bytes(job: JobSpec, student: ModelSize) -> int | None:
+    """Bytes of one checkpoint over all ranks; None if the student's size is not known yet.
+
+    Full training: weights in the training precision, float32 masters where they differ, and two
+    float32 moments. With LoRA the frozen weights are kept once more and the adapters are small
+    beside them.
+    """
+    if student.parameters is None:
+        return None
+    weights = 2 if job.training.precision == "bf16" else 4
+    if job.student.lora is not None:
+        return student.parameters * weights
+    masters = 4 if job.training.precision == "bf16" or job.training.zero else 0
+    return student.parameters * (weights + masters + 8)
+
+
+def bytes_per_position(encoding: EncodingSpec, size: ModelSize) -> int | None:
+    """Bytes of one loss-bearing position on the wire; None if the model's size is not known."""
+    if isinstance(encoding, HiddenEncoding):
+        return None if size.width is None else size.width * BYTES[encoding.dtype]
+    if size.vocabulary is None:
+        return None
+    entry = (2 if size.vocabulary <= _SMALL_IDS else 4) + BYTES[encoding.dtype]
+    return min(encoding.k, size.vocabulary) * entry + 4 * len(encoding.temperatures)
+
+
+def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
+    role = job.roles[name]
+    position = bytes_per_position(role.encoding, size)
+    request = None if position is None else position * job.training.micro_batch * job.data.context
+    in_window = None if request is None else max(1, job.pool.window_bytes // request)
+    head: int | None = 0
+    if isinstance(role.encoding, HiddenEncoding):
+        known = size.vocabulary is not None and size.width is not None
+        head = (size.vocabulary or 0) * (size.width or 0) * BYTES[role.dtype] if known else None
+    return RolePlan(
+        role=name,
+        replicas=0 if isinstance(job.pool, StandingPool) else role.replicas,
+        encoding=role.encoding.kind,
+        bytes_per_position=position,
+        request_bytes=request,
+        head_bytes=head,
+        window_requests=None if in_window is None else min(in_window, job.pool.window_requests),
+    )
+
+
+def _warnings(job: JobSpec, roles: Sequence[RolePlan]) -> list[str]:
+    found = []
+    for role in roles:
+        if role.request_bytes is not None and role.request_bytes > job.pool.window_bytes:
+            found.append(
+                f"pool.window_bytes ({job.pool.window_bytes}) holds less than one request of role "
+                f"{role.role} ({role.request_bytes} bytes): one is in flight at a time; raise "
+                f"window_bytes, or lower training.micro_batch"
+            )
+    unused = [name for name in job.roles if name not in job.used_roles]
+    if unused:
+        found.append(f"nobody asks role {', '.join(unused)}: it is not served")
+    return found
+
+
+Need = tuple[str, int, ResourcesSpec]
+"""(field that sets the count, processes, what one process takes)."""
+
+
+def _needs(job: JobSpec) -> list[Need]:
+    needs: list[Need] = [("training.workers", job.training.workers, job.training.resources)]
+    if not isinstance(job.pool, StandingPool):
+        for name in job.used_roles:
+            role = job.roles[name]
+            needs.append((f"roles.{name}.replicas", role.replicas, role.resources))
+    return needs
+
+
+def _check_fits(job: JobSpec, inventory: Inventory) -> None:
+    needs = _needs(job)
+    for need in needs:
+        _check_one_process(need, inventory)
+        _check_count(need, inventory)
+    for resource in sorted({name for _, _, each in needs for name in _wanted(each)}):
+        _check_sum(resource, needs, inventory)
+
+
+def _check_one_process(need: Need, inventory: Inventory) -> None:
+    counted, _, resources = need
+    owner = counted.rpartition(".")[0]
+    if any(_fits(node, resources) for node in inventory.nodes):
+        return
+    largest = ", ".join(
+        f"{name} {max((_amount(node, name) for node in inventory.nodes), default=0):g}"
+        for name in _wanted(resources)
+    )
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in _wanted(resources).items())
+    raise SpecError(
+        f"{owner}.resources",
+        f"one process takes {asked}, and no node has that much (largest: {largest})",
+        "Ask for less, or start a node that has it",
+    )
+
+
+def _check_count(need: Need, inventory: Inventory) -> None:
+    counted, count, resources = need
+    holds = sum(_copies(node, resources) for node in inventory.nodes)
+    if count > holds:
+        raise SpecError(
+            counted,
+            f"is {count}, and the cluster can hold {holds:g} such processes at most: "
+            f"{count - holds:g} too many",
+            f"Set it to {holds:g} or less, or add nodes",
+        )
+
+
+def _check_sum(resource: str, needs: Sequence[Need], inventory: Inventory) -> None:
+    asked = [(name, count * _wanted(each).get(resource, 0.0)) for name, count, each in needs]
+    total, there = sum(amount for _, amount in asked), inventory.total(resource)
+    if total > there + 1e-9:
+        parts = ", ".join(f"{name} {amount:g}" for name, amount in asked if amount)
+        raise SpecError(
+            max(asked, key=lambda pair: pair[1])[0],
+            f"the job takes {total:g} {resource} ({parts}) and the cluster has {there:g}: "
+            f"{total - there:g} too few",
+            "Lower replicas, workers or their resources, or add nodes",
+        )
+
+
+def _wanted(resources: ResourcesSpec) -> dict[str, float]:
+    named = {"cpus": resources.cpus, "gpus": resources.gpus, **resources.custom}
+    return {name: amount for name, amount in named.items() if amount > 0}
+
+
+def _amount(node: Node, resource: str) -> float:
+    fixed = {"cpus": node.cpus, "gpus": node.gpus}
+    return fixed[resource] if resource in fixed else node.custom.get(resource, 0.0)
+
+
+def _fits(node: Node, resources: ResourcesSpec) -> bool:
+    return all(_amount(node, name) >= amount for name, amount in _wanted(resources).items())
+
+
+def _copies(node: Node, resources: ResourcesSpec) -> float:
+    """Processes of one kind that an empty node holds; infinite for those that take nothing."""
+    return min(
+        (
+            math.floor(_amount(node, name) / amount + 1e-9)
+            for name, amount in _wanted(resources).items()
+        ),
+        default=math.inf,
+    )
+
+
+def _custom_sums(needs: Sequence[Need]) -> dict[str, float]:
+    sums: dict[str, float] = {}
+    for _, count, resources in needs:
+        for name, amount in resources.custom.items():
+            sums[name] = sums.get(name, 0.0) + count * amount
+    return sums

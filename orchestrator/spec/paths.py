@@ -1,0 +1,32 @@
+"""Paths of a job made absolute, because workers do not run where the user stands."""
+
+from pathlib import Path
+from typing import Any
+
+from .job import JobSpec
+
+
+def absolute_paths(job: JobSpec) -> JobSpec:
+    """The same job with every local path absolute; hub ids, names and URIs stay as they are."""
+
+    def model(raw: dict[str, Any]) -> None:
+        if raw.get("path"):
+            raw["path"] = _absolute(raw["path"])
+        if raw.get("tokenizer") and Path(raw["tokenizer"]).expanduser().exists():
+            raw["tokenizer"] = _absolute(raw["tokenizer"])
+
+    raw = job.model_dump(mode="json", by_alias=True)
+    for part in (raw["student"], *raw["roles"].values()):
+        model(part)
+    for source in raw["data"]["sources"]:
+        if "path" in source:
+            source["path"] = _absolute(source["path"])
+        if source["kind"] == "dataset" and Path(source["name"]).expanduser().exists():
+            source["name"] = _absolute(source["name"])
+    if "://" not in raw["storage"]:
+        raw["storage"] = _absolute(raw["storage"])
+    return JobSpec.model_validate(raw)
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().absolute())
