@@ -9,7 +9,7 @@ torch nor ray.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from orchestrator.errors import SpecError
 from orchestrator.models.tokenizer import vocabulary_size
@@ -21,16 +21,16 @@ from .sizes import ModelSize, model_size
 from .tokenizers import job_tokenizer
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_SLACK = 1e-9  # of sums of fractions
 _SMALL_IDS = 1 << 16  # vocabularies up to here have 2-byte ids on the wire
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What one machine offers in all, used or not."""
+    """What one machine offers in all, used or not. Resources by Ray's names: CPU, GPU, custom."""
 
-    cpus: float
-    gpus: float = 0.0
-    custom: Mapping[str, float] = field(default_factory=dict)
+    name: str
+    resources: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Inventory:
     nodes: tuple[Node, ...]
 
     def total(self, resource: str) -> float:
-        """Sum over nodes of "cpus", "gpus" or a custom resource."""
-        return sum(_amount(node, resource) for node in self.nodes)
+        """Sum of a resource over the nodes."""
+        return sum(node.resources.get(resource, 0.0) for node in self.nodes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,7 @@ class Plan:
     rows_per_worker: int  # rows of a step on one rank
     micro_batches: int  # forwards of a step on one rank
     tokens_per_step: int  # positions of a global batch, padding included
-    cpus: float
-    gpus: float
-    custom: Mapping[str, float]
+    resources: Mapping[str, float]  # of all processes together, by Ray's names
     roles: tuple[RolePlan, ...]
     student_parameters: int | None
     checkpoint_bytes: int | None
@@ -91,16 +89,13 @@ def plan(job: JobSpec, inventory: Inventory, earlier: Sequence[JobSpec] = ()) ->
     sizes = {name: job_model_size(job, job.roles[name], earlier) for name in job.used_roles}
     roles = tuple(_plan_role(job, name, size) for name, size in sizes.items())
     training = job.training
-    needs = _needs(job)
     return Plan(
         job=job.name,
         workers=training.workers,
         rows_per_worker=training.global_batch // training.workers,
         micro_batches=training.global_batch // (training.workers * training.micro_batch),
         tokens_per_step=training.global_batch * job.data.context,
-        cpus=sum(count * resources.cpus for _, count, resources in needs),
-        gpus=sum(count * resources.gpus for _, count, resources in needs),
-        custom=_custom_sums(needs),
+        resources=_sums(_needs(job)),
         roles=roles,
         student_parameters=student.parameters,
         checkpoint_bytes=checkpoint_bytes(job, student),
@@ -175,16 +170,18 @@ def _warnings(job: JobSpec, roles: Sequence[RolePlan]) -> list[str]:
     return found
 
 
-Need = tuple[str, int, ResourcesSpec]
+Need = tuple[str, int, dict[str, float]]
 """(field that sets the count, processes, what one process takes)."""
 
 
 def _needs(job: JobSpec) -> list[Need]:
-    needs: list[Need] = [("training.workers", job.training.workers, job.training.resources)]
+    needs: list[Need] = [
+        ("training.workers", job.training.workers, _wanted(job.training.resources))
+    ]
     if not isinstance(job.pool, StandingPool):
         for name in job.used_roles:
             role = job.roles[name]
-            needs.append((f"roles.{name}.replicas", role.replicas, role.resources))
+            needs.append((f"roles.{name}.replicas", role.replicas, _wanted(role.resources)))
     return needs
 
 
@@ -193,46 +190,46 @@ def _check_fits(job: JobSpec, inventory: Inventory) -> None:
     for need in needs:
         _check_one_process(need, inventory)
         _check_count(need, inventory)
-    for resource in sorted({name for _, _, each in needs for name in _wanted(each)}):
+    for resource in sorted(_sums(needs)):
         _check_sum(resource, needs, inventory)
 
 
 def _check_one_process(need: Need, inventory: Inventory) -> None:
-    counted, _, resources = need
-    owner = counted.rpartition(".")[0]
-    if any(_fits(node, resources) for node in inventory.nodes):
+    counted, _, wanted = need
+    if any(_copies(node, wanted) >= 1 for node in inventory.nodes):
         return
+    owner = counted.rpartition(".")[0]
+    asked = ", ".join(f"{name} {amount:g}" for name, amount in wanted.items())
     largest = ", ".join(
-        f"{name} {max((_amount(node, name) for node in inventory.nodes), default=0):g}"
-        for name in _wanted(resources)
+        f"{name} {max((node.resources.get(name, 0.0) for node in inventory.nodes), default=0.0):g}"
+        for name in wanted
     )
-    asked = ", ".join(f"{name} {amount:g}" for name, amount in _wanted(resources).items())
     raise SpecError(
         f"{owner}.resources",
-        f"one process takes {asked}, and no node has that much (largest: {largest})",
+        f"one process takes {asked}, and no node has that (the most on one node: {largest})",
         "Ask for less, or start a node that has it",
     )
 
 
 def _check_count(need: Need, inventory: Inventory) -> None:
-    counted, count, resources = need
-    holds = sum(_copies(node, resources) for node in inventory.nodes)
+    counted, count, wanted = need
+    holds = sum(_copies(node, wanted) for node in inventory.nodes)
     if count > holds:
         raise SpecError(
             counted,
             f"is {count}, and the cluster can hold {holds:g} such processes at most: "
             f"{count - holds:g} too many",
-            f"Set it to {holds:g} or less, or add nodes",
+            f"Set it to {holds:g} or less, lower what each takes, or add nodes",
         )
 
 
 def _check_sum(resource: str, needs: Sequence[Need], inventory: Inventory) -> None:
-    asked = [(name, count * _wanted(each).get(resource, 0.0)) for name, count, each in needs]
-    total, there = sum(amount for _, amount in asked), inventory.total(resource)
-    if total > there + 1e-9:
-        parts = ", ".join(f"{name} {amount:g}" for name, amount in asked if amount)
+    asked = {name: count * wanted.get(resource, 0.0) for name, count, wanted in needs}
+    total, there = sum(asked.values()), inventory.total(resource)
+    if total > there + _SLACK:
+        parts = ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
         raise SpecError(
-            max(asked, key=lambda pair: pair[1])[0],
+            max(asked, key=lambda name: asked[name]),
             f"the job takes {total:g} {resource} ({parts}) and the cluster has {there:g}: "
             f"{total - there:g} too few",
             "Lower replicas, workers or their resources, or add nodes",
@@ -240,33 +237,24 @@ def _check_sum(resource: str, needs: Sequence[Need], inventory: Inventory) -> No
 
 
 def _wanted(resources: ResourcesSpec) -> dict[str, float]:
-    named = {"cpus": resources.cpus, "gpus": resources.gpus, **resources.custom}
+    named = {"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom}
     return {name: amount for name, amount in named.items() if amount > 0}
 
 
-def _amount(node: Node, resource: str) -> float:
-    fixed = {"cpus": node.cpus, "gpus": node.gpus}
-    return fixed[resource] if resource in fixed else node.custom.get(resource, 0.0)
-
-
-def _fits(node: Node, resources: ResourcesSpec) -> bool:
-    return all(_amount(node, name) >= amount for name, amount in _wanted(resources).items())
-
-
-def _copies(node: Node, resources: ResourcesSpec) -> float:
+def _copies(node: Node, wanted: Mapping[str, float]) -> float:
     """Processes of one kind that an empty node holds; infinite for those that take nothing."""
     return min(
         (
-            math.floor(_amount(node, name) / amount + 1e-9)
-            for name, amount in _wanted(resources).items()
+            math.floor(node.resources.get(name, 0.0) / amount + _SLACK)
+            for name, amount in wanted.items()
         ),
         default=math.inf,
     )
 
 
-def _custom_sums(needs: Sequence[Need]) -> dict[str, float]:
+def _sums(needs: Sequence[Need]) -> dict[str, float]:
     sums: dict[str, float] = {}
-    for _, count, resources in needs:
-        for name, amount in resources.custom.items():
+    for _, count, wanted in needs:
+        for name, amount in wanted.items():
             sums[name] = sums.get(name, 0.0) + count * amount
     return sums
