@@ -1,8 +1,8 @@
 """Held-out measurements from sums over positions.
 
 `strategies.statistics.position_statistics` gives sums for one micro-batch; `add` joins them over
-micro-batches and ranks in any order; `Evaluation.from_sums` divides once, at the end, so the result does not
-depend on the cut. Plain numbers only: no torch, no numpy.
+micro-batches and ranks in any order; `Evaluation.from_sums` divides once, at the end, so the result
+does not depend on the cut. Plain numbers only: no torch, no numpy.
 
 Sums, by name: `nll` (nats), `count` (positions), `correct` (top-1), `calibration_count`,
 `calibration_confidence`, `calibration_correct` (one value a bin of the top-1 probability). With a

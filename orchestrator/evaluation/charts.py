@@ -1,0 +1,182 @@
+"""The pictures of a report: one small chart a question, drawn from a history.
+
+Promises: no global matplotlib state, no display, the same bytes for the same history. Matplotlib
+is imported when the first chart is drawn.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .history import History, Point
+
+COLOURS = ("#2f5d8a", "#c8702a", "#4c8c5e", "#8a5a9e", "#a8483f", "#6b7280", "#b59a2d", "#3f8f94")
+INK, SOFT, GRID = "#30343b", "#6b7280", "#e6e8eb"
+SMOOTHED_FROM = 60
+MOST_POINTS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One metric in a chart."""
+
+    metric: str
+    label: str
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One picture. `lines` may be empty: then there is nothing to draw."""
+
+    title: str
+    unit: str
+    lines: tuple[Line, ...]
+    share: bool = False  # axis from 0 to 1
+    smooth: bool = True
+    dots: bool = False  # mark every point: few of them
+
+
+def charts(history: History) -> list[Chart]:
+    """The charts a report shows, without those that have no data."""
+    all_charts = [
+        Chart("Loss terms", "nats per token", _loss_lines(history)),
+        Chart(
+            "Held-out loss",
+            "nats per token",
+            (
+                Line("held_out/student_loss", "student"),
+                Line("held_out/teacher_loss", "teacher", dashed=True),
+            ),
+            smooth=False,
+            dots=True,
+        ),
+        Chart(
+            "Agreement with the teacher",
+            "share of positions",
+            (Line("held_out/top1_agreement", "same likeliest token"),),
+            smooth=False,
+            dots=True,
+        ),
+        Chart(
+            "Divergence from the teacher",
+            "nats per token",
+            (Line("held_out/kl", "KL(teacher || student)"),),
+            smooth=False,
+            dots=True,
+        ),
+        Chart("Schedules", "value", _prefixed(history, "schedule/"), smooth=False),
+        Chart("Learning rate", "", (Line("train/learning_rate", "learning rate"),), smooth=False),
+        Chart("Gradient norm", "", (Line("train/gradient_norm", "gradient norm"),)),
+        Chart("Throughput", "tokens per second", (Line("throughput/tokens_per_s", "student"),)),
+        Chart(
+            "Who waits for whom",
+            "share of time",
+            (Line("student/wait_share", "student waits"), Line("pool/busy_share", "pool is busy")),
+            share=True,
+        ),
+    ]
+    kept = []
+    for chart in all_charts:
+        lines = tuple(line for line in chart.lines if _finite(history.metrics.get(line.metric, ())))
+        if lines:
+            kept.append(
+                Chart(chart.title, chart.unit, lines, chart.share, chart.smooth, chart.dots)
+            )
+    return kept
+
+
+def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") -> bytes:
+    """One chart as a file's bytes."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    settings: dict[str, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "svg.hashsalt": "stillhouse",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": SOFT,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "text.color": INK,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(5.6, 2.9), dpi=110, layout="constrained")
+        axes = figure.subplots()
+        _lines(axes, history, chart)
+        axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", pad=10)
+        axes.set_xlabel("optimiser step")
+        axes.set_ylabel(chart.unit)
+        axes.grid(axis="y", color=GRID, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.margins(x=0.02)
+        if chart.share:
+            axes.set_ylim(-0.02, 1.02)
+        if len(chart.lines) > 1:
+            axes.legend(
+                frameon=False, fontsize=8, ncols=min(3, len(chart.lines)), loc="best"
+            ).set_zorder(1)
+        out = io.BytesIO()
+        figure.savefig(out, format=form, metadata={"Date": None} if form == "svg" else None)
+        return out.getvalue()
+
+
+def _lines(axes: Any, history: History, chart: Chart) -> None:
+    for index, line in enumerate(chart.lines):
+        points = _thinned(_finite(history.metrics[line.metric]))
+        steps = [point.step for point in points]
+        values = [point.value for point in points]
+        colour = COLOURS[index % len(COLOURS)]
+        style: dict[str, Any] = {"color": colour, "linestyle": "--" if line.dashed else "-"}
+        if chart.dots:
+            style |= {"marker": "o", "markersize": 4 if len(points) < 40 else 0}
+        if chart.smooth and len(points) >= SMOOTHED_FROM:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.25)
+            values = _smoothed(values)
+        axes.plot(steps, values, linewidth=1.8, label=line.label, **style)
+
+
+def _loss_lines(history: History) -> tuple[Line, ...]:
+    names = _prefixed(history, "loss/")
+    return tuple(sorted(names, key=lambda line: (line.label != "total", line.label)))
+
+
+def _prefixed(history: History, prefix: str) -> tuple[Line, ...]:
+    names = sorted(name for name in history.metrics if name.startswith(prefix))
+    return tuple(Line(name, name.removeprefix(prefix).replace("_", " ")) for name in names)
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return sorted(
+        (point for point in points if math.isfinite(point.value)), key=lambda point: point.step
+    )
+
+
+def _thinned(points: list[Point]) -> list[Point]:
+    """At most `MOST_POINTS`: means of neighbours, so that no spike passes for the whole."""
+    if len(points) <= MOST_POINTS:
+        return points
+    size = math.ceil(len(points) / MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        Point(group[-1].step, group[-1].time_ms, sum(point.value for point in group) / len(group))
+        for group in groups
+    ]
+
+
+def _smoothed(values: list[float]) -> list[float]:
+    """An exponential mean over about a thirtieth of the line."""
+    share = min(1.0, 30 / len(values))
+    mean, smooth = values[0], []
+    for value in values:
+        mean += share * (value - mean)
+        smooth.append(mean)
+    return smooth

@@ -1,0 +1,334 @@
+"""A run's report: one HTML file that needs nothing else, rebuilt from the run folder alone.
+
+Everything that came from a job, a model or a data set is escaped. No scripts, no links to the
+outside, no external pictures or fonts.
+"""
+
+import base64
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from .charts import charts, draw
+from .comparison import Row, as_html
+from .history import History, read_history
+
+REPORT = "report.html"
+
+_EVALUATION = (
+    ("held_out/student_loss", "student loss", ".4f"),
+    ("held_out/student_perplexity", "student perplexity", ".2f"),
+    ("held_out/student_accuracy", "student accuracy", ".1%"),
+    ("held_out/calibration_error", "calibration error", ".4f"),
+    ("held_out/teacher_loss", "teacher loss", ".4f"),
+    ("held_out/teacher_perplexity", "teacher perplexity", ".2f"),
+    ("held_out/top1_agreement", "agreement", ".1%"),
+    ("held_out/kl", "KL", ".4f"),
+)
+_COUNTS = (
+    ("asked", "requests asked"),
+    ("delivered", "delivered"),
+    ("consumed", "consumed"),
+    ("redispatched", "sent again elsewhere"),
+    ("restarts", "restarts of replicas"),
+    ("replayed", "replayed after a restart"),
+    ("failed", "given up"),
+    ("refused", "refused by a full replica"),
+    ("late_dropped", "late answers dropped"),
+    ("bytes", "bytes received"),
+)
+_COSTS = (
+    ("student_device_s", "student"),
+    ("teacher_device_s", "teacher"),
+    ("saved_by_cache_device_s", "saved by the cache"),
+)
+_LONGEST_TABLE = 12
+_STATUS_WORDS = {
+    "finished": ("finished", "good"),
+    "running": ("running", "calm"),
+    "interrupted": ("interrupted", "calm"),
+    "failed": ("failed", "bad"),
+}
+
+
+def write_report(
+    run_folder: str | Path,
+    summary: Mapping[str, Any] | None = None,
+    comparison: Sequence[Row] = (),
+) -> Path:
+    """Write `report.html` into the run folder, replacing an older one as one act.
+
+    Args:
+        run_folder: folder of a run, with its spool.
+        summary: what the history cannot know or knows late: `pool` (final counts), `cost`
+            (device-seconds), `generated` (text), and further plain facts, shown as they are.
+        comparison: rows of the closing table, when the run belongs to a list of jobs.
+
+    Raises:
+        FileNotFoundError: the run has no spool.
+    """
+    path = Path(run_folder) / REPORT
+    page = render(read_history(run_folder), summary or {}, comparison)
+    draft = path.with_suffix(f".{os.getpid()}")
+    draft.write_text(page, encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def render(history: History, summary: Mapping[str, Any], comparison: Sequence[Row] = ()) -> str:
+    """The page."""
+    sections = [
+        _header(history),
+        _figures(history),
+        _section("Comparison", as_html(comparison) if comparison else ""),
+        _section("Held-out measurements", _evaluations(history)),
+        _section("Over the steps", _pictures(history)),
+        _section("Generated", _generated(history, summary)),
+        '<div class="pair">',
+        _section("Every sample counts once", _counts(history, summary)),
+        _section("Cost", _cost(history, summary)),
+        "</div>",
+        _section("Lineage", _pairs(sorted(history.lineage.items()))),
+        _section("Further facts", _pairs(_plain_facts(summary))),
+        _section("Job", _job(history)),
+        _footer(history),
+    ]
+    title = escape(history.name or history.run_id or "run")
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title} - Stillhouse report</title><style>{_STYLE}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def _header(history: History) -> str:
+    word, tone = _STATUS_WORDS.get(history.status, (history.status, "calm"))
+    facts = [history.experiment, f"run {history.run_id}", _when(history.began_ms)]
+    took = (history.ended_ms - history.began_ms) / 1000
+    facts.append(f"{_duration(took)} from first to last record")
+    if history.starts > 1:
+        facts.append(f"started {history.starts} times")
+    line = " &middot; ".join(escape(fact) for fact in facts if fact)
+    return (
+        f'<header><h1>{escape(history.name)} <span class="pill {tone}">{escape(word)}</span></h1>'
+        f"<p>{line}</p></header>"
+    )
+
+
+def _figures(history: History) -> str:
+    """The few numbers one looks for first."""
+    tiles = []
+    for metric, label, form in (_EVALUATION[0], _EVALUATION[1], _EVALUATION[6], _EVALUATION[7]):
+        points = history.metrics.get(metric, ())
+        if points:
+            before = f"from {format(points[0].value, form)}" if len(points) > 1 else ""
+            tiles.append((label, format(points[-1].value, form), before))
+    speed = history.metrics.get("throughput/tokens_per_s", ())
+    if speed:
+        mean = sum(point.value for point in speed) / len(speed)
+        tiles.append(("tokens per second", f"{mean:,.0f}", "mean over steps"))
+    waits = history.metrics.get("student/wait_share", ())
+    if waits:
+        mean = sum(point.value for point in waits) / len(waits)
+        tiles.append(("student waited", f"{mean:.1%}", "mean over steps"))
+    cells = "".join(
+        f'<div class="tile"><span>{escape(label)}</span><b>{escape(value)}</b>'
+        f"<small>{escape(note)}</small></div>"
+        for label, value, note in tiles
+    )
+    return f'<div class="tiles">{cells}</div>' if tiles else ""
+
+
+def _evaluations(history: History) -> str:
+    steps = sorted(
+        {
+            point.step
+            for name, points in history.metrics.items()
+            if name.startswith("held_out/")
+            for point in points
+        }
+    )
+    if not steps:
+        return ""
+    note = ""
+    if len(steps) > _LONGEST_TABLE:
+        stride = (len(steps) - 1) / (_LONGEST_TABLE - 1)
+        shown = sorted({steps[round(index * stride)] for index in range(_LONGEST_TABLE)})
+        note = f"<p>{len(shown)} of {len(steps)} measurements; the charts show all.</p>"
+    else:
+        shown = steps
+    known = [column for column in _EVALUATION if column[0] in history.metrics]
+    rows = []
+    for step in shown:
+        moment = f"step {step}"
+        if step == 0:
+            moment = "before"
+        elif step == steps[-1] and history.status == "finished":
+            moment = f"after ({step})"
+        values = ((history.at(metric, step), form) for metric, _, form in known)
+        rows.append(
+            [moment, *("-" if value is None else format(value, form) for value, form in values)]
+        )
+    return _table(["", *(label for _, label, _ in known)], rows) + note
+
+
+def _pictures(history: History) -> str:
+    figures = []
+    for chart in charts(history):
+        picture = base64.b64encode(draw(history, chart)).decode("ascii")
+        figures.append(
+            f'<figure><img alt="{escape(chart.title)}" '
+            f'src="data:image/svg+xml;base64,{picture}"></figure>'
+        )
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
+
+
+def _generated(history: History, summary: Mapping[str, Any]) -> str:
+    texts = {name: text for name, text in history.texts.items() if name != "job.yaml"}
+    late = summary.get("generated")
+    if late and late not in texts.values():
+        texts["student"] = str(late)
+    return "".join(
+        f"<h3>{escape(name.removesuffix('.txt'))}</h3><pre>{escape(text)}</pre>"
+        for name, text in texts.items()
+    )
+
+
+def _counts(history: History, summary: Mapping[str, Any]) -> str:
+    found = _numbers(history, summary.get("pool"), "pool/", _COUNTS)
+    if not found:
+        return ""
+    rows = [(label, f"{found[key]:,.0f}") for key, label in _COUNTS if key in found]
+    verdict = ""
+    if all(key in found for key in ("asked", "delivered", "consumed")):
+        holds = found["asked"] == found["delivered"] == found["consumed"]
+        word = "asked = delivered = consumed" if holds else "asked, delivered, consumed differ"
+        verdict = f'<p><span class="pill {"good" if holds else "bad"}">{word}</span></p>'
+    return verdict + _pairs(rows)
+
+
+def _cost(history: History, summary: Mapping[str, Any]) -> str:
+    found = _numbers(history, summary.get("cost"), "cost/", _COSTS)
+    rows = [(label, f"{found[key]:,.1f} device-s") for key, label in _COSTS if key in found]
+    spent = [found[key] for key in ("student_device_s", "teacher_device_s") if key in found]
+    if len(spent) == 2:
+        rows.append(("student and teacher", f"{sum(spent):,.1f} device-s"))
+    return _pairs(rows)
+
+
+def _numbers(
+    history: History, given: Any, prefix: str, wanted: Iterable[tuple[str, str]]
+) -> dict[str, float]:
+    """Final numbers: the summary's where it has them, else the last ones recorded."""
+    given = given if isinstance(given, Mapping) else {}
+    found = {}
+    for key, _ in wanted:
+        value = given.get(key, history.last(prefix + key))
+        if isinstance(value, int | float):
+            found[key] = float(value)
+    return found
+
+
+def _plain_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    taken = {"pool", "cost", "generated", "evaluation"}
+    return [
+        (key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
+        for key, value in summary.items()
+        if key not in taken and isinstance(value, str | int | float)
+    ]
+
+
+def _job(history: History) -> str:
+    text = history.texts.get("job.yaml")
+    if text is None:
+        return ""
+    return (
+        "<details><summary>The job as it ran, every default written out</summary>"
+        f"<pre>{escape(text)}</pre></details>"
+    )
+
+
+def _footer(history: History) -> str:
+    damaged = f" {history.damaged} damaged lines were left out." if history.damaged else ""
+    return f"<footer>Written by Stillhouse from the run's own records.{damaged}</footer>"
+
+
+def _section(title: str, body: str) -> str:
+    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> str:
+    if not rows:
+        return ""
+    body = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows)
+    return f"<dl>{body}</dl>"
+
+
+def _when(time_ms: int) -> str:
+    return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+_STYLE = """
+:root{color-scheme:light;--ink:#30343b;--soft:#6b7280;--line:#e6e8eb;--paper:#fff;--ground:#f6f7f8}
+*{box-sizing:border-box}
+body{margin:0;background:var(--ground);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+main{max-width:1080px;margin:0 auto;padding:32px 20px 48px}
+h1{margin:0;font-size:26px;font-weight:650}
+h2{margin:0 0 12px;font-size:16px;font-weight:650}
+h3{margin:12px 0 4px;font-size:13px;font-weight:600;color:var(--soft)}
+header p,footer,section p{margin:4px 0 0;color:var(--soft);font-size:13px}
+section{background:var(--paper);border:1px solid var(--line);border-radius:10px;
+padding:18px 20px;margin-top:16px}
+.pill{display:inline-block;vertical-align:middle;padding:2px 10px;border-radius:999px;
+font-size:12px;font-weight:600}
+.good{background:#e3f1e7;color:#2d6a41}.bad{background:#f8e4e1;color:#963a2f}
+.calm{background:#e5edf5;color:#2f5d8a}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
+margin-top:18px}
+.tile{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
+.tile span,.tile small{display:block;color:var(--soft);font-size:12px;min-height:18px}
+.tile b{font-size:22px;font-weight:650;font-variant-numeric:tabular-nums}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px 22px}
+figure{margin:0}img{width:100%;height:auto;display:block}
+.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:0 16px;
+align-items:start}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
+th{font-weight:600;color:var(--soft);font-size:12px;vertical-align:bottom}
+th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
+th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
+tbody tr:last-child td{border-bottom:0}
+dl{display:grid;grid-template-columns:minmax(140px,max-content) 1fr;gap:4px 20px;margin:8px 0 0;
+font-size:14px}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
+pre{margin:0;padding:12px 14px;background:var(--ground);border-radius:8px;overflow-x:auto;
+font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;
+white-space:pre-wrap;overflow-wrap:anywhere}
+summary{cursor:pointer;color:var(--soft)}details pre{margin-top:10px}
+footer{margin-top:20px}
+@media print{body{background:#fff}section{break-inside:avoid}}
+"""
