@@ -6,6 +6,9 @@ of a padding id, and here every id is text. Imports transformers inside function
 """
 
 import difflib
+import inspect
+import re
+from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import SpecError
@@ -14,14 +17,18 @@ from .tokenizer import special_ids, vocabulary_size
 
 # Older spellings that transformers still turns into today's fields.
 _OLDER = {"rope_theta": "rope_parameters", "rope_scaling": "rope_parameters"}
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def fresh_config(fields: dict[str, Any], tokenizer: str | None, field: str) -> Any:
+def fresh_config(
+    fields: dict[str, Any], tokenizer: str | None, field: str, *, text: bool = True
+) -> Any:
     """The config of a fresh model.
 
     Args:
         fields: `model_type` and that type's config fields.
         tokenizer: folder of the tokenizer; None leaves the vocabulary to `fields`.
+        text: a causal model, whose special tokens are the tokenizer's and not the family's.
         field: dotted path of the model in the job, for messages.
 
     Raises:
@@ -43,8 +50,9 @@ def fresh_config(fields: dict[str, Any], tokenizer: str | None, field: str) -> A
     _check_known(given, default, field)
     if tokenizer is not None:
         _check_vocabulary(given, tokenizer, field)
-        given = {**special_ids(tokenizer), "pad_token_id": None, **given}
-        given.setdefault("vocab_size", vocabulary_size(tokenizer))
+        given = {**special_ids(tokenizer), "vocab_size": vocabulary_size(tokenizer), **given}
+    if text:
+        given = dict.fromkeys(_SPECIAL) | given
     try:
         return AutoConfig.for_model(model_type, **given)
     except (ValueError, TypeError) as error:
@@ -55,13 +63,20 @@ def _check_known(given: dict[str, Any], default: Any, field: str) -> None:
     known = set(default.to_dict()) | set(default.attribute_map) | {"num_labels"}
     known |= {old for old, new in _OLDER.items() if new in known}
     for name in given:
-        if name not in known:
+        if name not in known and not _is_read(name, default):
             near = difflib.get_close_matches(name, known, n=1)
             raise SpecError(
                 f"{field}.{name}",
                 f"is no field of a {default.model_type} config",
                 f"Did you mean {near[0]!r}?" if near else "Remove it",
             )
+
+
+def _is_read(name: str, config: Any) -> bool:
+    """Whether the family's own source names a field: some are read without being declared."""
+    folder = Path(inspect.getfile(type(config))).parent
+    word = re.compile(rf"\b{re.escape(name)}\b")
+    return any(word.search(file.read_text(encoding="utf-8")) for file in folder.glob("*.py"))
 
 
 def _check_vocabulary(given: dict[str, Any], tokenizer: str, field: str) -> None:

@@ -31,6 +31,11 @@ from .hub import snapshot
 
 logger = logging.getLogger(__name__)
 
+_MODEL_ERRORS = (
+    ValueError, TypeError, RuntimeError, ImportError, LookupError, AttributeError, AssertionError
+)  # fmt: skip
+"""What a model's own code raises when its config or weights make no sense."""
+
 Resolve = Callable[[str, str], str]
 """(kind, value) of a `registry` or `job` source -> folder."""
 
@@ -109,12 +114,8 @@ def load_model(
         module.to(device)
     module.requires_grad_(for_training).train(for_training)
     loaded = _describe(module, spec, field)
-    if packing and spec.task == "causal_lm" and not loaded.packing_is_exact:
-        raise SpecError(
-            field,
-            f"{_name(module)} with attention {spec.attention} lets packed samples see each other",
-            "Set data.packing: false, or use another model or attention",
-        )
+    if packing and spec.task == "causal_lm":
+        _check_packing(loaded, field)
     if not for_training:
         _ = loaded.fingerprint  # of the weights as loaded: read before anyone can change them
     return loaded
@@ -162,7 +163,7 @@ def _from_folder(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Mo
     config = _load_config(folder, spec, field)
     try:
         module, info = _auto_class(config, spec, field).from_pretrained(folder, **arguments)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+    except (OSError, *_MODEL_ERRORS) as error:
         raise SpecError(
             field, f"{folder} does not load as a {spec.task} ({error})", "Mend it, or use another"
         ) from error
@@ -251,7 +252,8 @@ def _auto_class(config: Any, spec: ModelSpec, field: str) -> Any:
 def _fresh(
     fields: dict[str, Any], spec: ModelSpec, tokenizer: str | None, seed: int, field: str
 ) -> nn.Module:
-    config = fresh_config(fields, tokenizer if spec.task == "causal_lm" else None, field)
+    text = spec.task == "causal_lm"
+    config = fresh_config(fields, tokenizer if text else None, field, text=text)
     auto = _auto_class(config, spec, field)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -260,7 +262,7 @@ def _fresh(
             module = auto.from_config(
                 config, dtype=torch.float32, attn_implementation=spec.attention
             )
-        except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        except _MODEL_ERRORS as error:
             raise SpecError(
                 f"{field}.architecture", f"cannot be built ({error})", "Mend its fields"
             ) from error
@@ -295,7 +297,7 @@ def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:
 
 def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
     config: Any = getattr(module, "config", None)
-    form = find_head_form(module) if spec.task == "causal_lm" else None
+    form = _head_form(module, field) if spec.task == "causal_lm" else None
     linear = output_layer(module) if spec.task == "causal_lm" else None
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     if linear is not None:
@@ -320,6 +322,33 @@ def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
         attention=spec.attention,
         head_form=form,
     )
+
+
+def _head_form(module: nn.Module, field: str) -> HeadForm | None:
+    try:
+        return find_head_form(module)
+    except _MODEL_ERRORS as error:
+        raise SpecError(
+            field, f"{_name(module)} does not run forward ({error})", "Mend its config"
+        ) from error
+
+
+def _check_packing(loaded: Loaded, field: str) -> None:
+    try:
+        exact = loaded.packing_is_exact
+    except _MODEL_ERRORS as error:
+        raise SpecError(
+            field,
+            f"{_name(loaded.module)} does not run packed ({error})",
+            "Set data.packing: false",
+        ) from error
+    if not exact:
+        raise SpecError(
+            field,
+            f"{_name(loaded.module)} with attention {loaded.attention} lets packed samples see "
+            "each other",
+            "Set data.packing: false, or use another model or attention",
+        )
 
 
 def _number(name: str, *holders: Any) -> int:
