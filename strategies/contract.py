@@ -130,14 +130,34 @@ class LossTerm:
 
 
 class Term(Protocol):
-    """One loss. `numbers` hold the values of this step's schedules, by field name."""
+    """One loss of an objective."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Unique in its objective; the key of its numbers, counts, totals and scale."""
+        ...
 
     def asks(self) -> tuple[Ask, ...]:
         """Roles and kinds of answer needed."""
         ...
 
+    def numbers(self, step: int, total_steps: int) -> Mapping[str, float]:
+        """Values of the term's schedules at a step by field name, `weight` first."""
+        ...
+
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """Scalar float32: what to divide by, before any student forward."""
+        ...
+
+
+class OwnTerm(Term, Protocol):
+    """A term that computes its own sum, beside those that share the pass over the vocabulary."""
+
+    def total(
+        self, outputs: Outputs, batch: Batch, signals: Signals, numbers: Mapping[str, float]
+    ) -> Tensor:
+        """Scalar float32 sum, differentiable; 0 that still reaches the outputs where N = 0.
+
+        `numbers` are this step's values of the term's own schedules, by field name.
+        """
         ...

@@ -1,0 +1,120 @@
+"""Logits of one chunk of positions at a time, and the way back from their gradient.
+
+The full [N, V] is never made: callers take `chunks(...)` and use one `Workspace`, whose
+buffers are made once and reused, because fresh pages cost more than the arithmetic.
+
+Arithmetic: float32 (float64 for float64 inputs). bfloat16 weights on CUDA multiply natively with
+float32 results; elsewhere a float32 copy of the weight lives for the length of the call.
+
+C positions of a chunk, N positions, V vocabulary, d width.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .contract import Head
+
+CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+"""Bytes of one [C, V] float32 buffer, by device type."""
+LEAST_ROWS = 64
+"""Below this many rows matrix products are slow, so huge vocabularies get larger buffers."""
+
+
+def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cut `count` positions into nearly equal chunks of a [C, width] buffer."""
+    fitting = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * width)
+    rows = min(count, max(LEAST_ROWS, fitting))
+    pieces = -(-count // rows) if count else 0
+    for piece in range(pieces):
+        yield slice(count * piece // pieces, count * (piece + 1) // pieces)
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 if any tensor is, else float32."""
+    doubles = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if doubles else torch.float32
+
+
+class Workspace:
+    """Named buffers of [C, V], each allocated at its first use and reused by later chunks."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, width: int) -> Tensor:
+        """[rows, width] with whatever the buffer held last; the same memory for the same name."""
+        size = rows * width
+        held = self._buffers.get(name)
+        if held is None or held.numel() < size:
+            held = torch.empty(size, dtype=self.dtype, device=self.device)
+            self._buffers[name] = held
+        return held[:size].view(rows, width)
+
+
+class Projection:
+    """A head ready for many chunks: logits forward, gradients back.
+
+    Args:
+        head: the output head; only its first `width` entries are used if `width` is given.
+        hidden_dtype: of the hidden states that will come.
+        dtype: of the logits, `compute_dtype`.
+    """
+
+    def __init__(
+        self, head: Head, hidden_dtype: torch.dtype, dtype: torch.dtype, width: int | None = None
+    ) -> None:
+        weight = head.weight.detach()[:width]
+        bias = None if head.bias is None else head.bias.detach()[:width]
+        self.native = (
+            weight.device.type == "cuda" and hidden_dtype == weight.dtype == torch.bfloat16
+        )
+        self.dtype = dtype
+        self.weight = weight if self.native else weight.to(dtype)
+        self.bias = None if bias is None else bias.to(dtype)
+        self.scale, self.softcap = head.scale, head.softcap
+
+    @property
+    def width(self) -> int:
+        """V, or the part of it in use."""
+        return self.weight.shape[0]
+
+    def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
+        """Write the logits of [C, d] `hidden` into `out` [C, V] (rows may be longer in memory)."""
+        self._product(hidden, self.weight.t(), out)
+        if self.bias is not None:
+            out.add_(self.bias, alpha=self.scale)
+        if self.softcap is not None:
+            out.div_(self.softcap).tanh_().mul_(self.softcap)
+        return out
+
+    def undo_softcap(self, gradient: Tensor, logits: Tensor) -> None:
+        """Turn d loss / d logits, in place, into the same before the cap; overwrites `logits`."""
+        if self.softcap is not None:
+            logits.div_(self.softcap).square_()
+            gradient.addcmul_(gradient, logits, value=-1.0)
+
+    def hidden_gradient(self, gradient: Tensor, out: Tensor) -> None:
+        """[C, V] gradient (after `undo_softcap`) -> `out` [C, d]."""
+        self._product(gradient, self.weight, out)
+
+    def add_weight_gradient(self, gradient: Tensor, hidden: Tensor, total: Tensor) -> None:
+        """Add the chunk's share to `total` [V, d], which is float32 or better."""
+        if self.native:
+            low = gradient.to(torch.bfloat16).t()
+            total.add_(torch.mm(low, hidden, out_dtype=self.dtype), alpha=self.scale)
+        else:
+            total.addmm_(gradient.t(), hidden.to(self.dtype), alpha=self.scale)
+
+    def add_bias_gradient(self, gradient: Tensor, total: Tensor) -> None:
+        """Add the chunk's share to `total` [V]."""
+        total.add_(gradient.sum(0), alpha=self.scale)
+
+    def _product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        if self.native:
+            product = torch.mm(left.to(torch.bfloat16), right, out_dtype=self.dtype)
+            torch.mul(product, self.scale, out=out)
+        else:
+            torch.addmm(out, left.to(self.dtype), right, beta=0.0, alpha=self.scale, out=out)

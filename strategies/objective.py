@@ -1,0 +1,207 @@
+"""An objective as callables: what it asks, its numbers at a step, its counts, its loss.
+
+The loss may be called inside a module's forward (the head's, under ZeRO-3): the head's weight
+comes through `Outputs.head` and its gradient flows to that parameter. All vocabulary terms share
+one chunked pass; a term of another kind is an `OwnTerm` beside them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from . import divergences, schedules, sparse
+from .comparison import Part
+from .contract import Ask, Batch, Outputs, OwnTerm, Signals, Term, TopKSignal
+from .linear import vocabulary_loss
+from .specs import (
+    CrossEntropySpec,
+    ForwardKLSpec,
+    JensenShannonSpec,
+    ObjectiveSpec,
+    ReverseKLSpec,
+    TermSpec,
+)
+from .teachers import dense_logits, mismatch, positions
+
+
+def build_objective(spec: ObjectiveSpec) -> "Objective":
+    """The callables of a spec. Names are the terms' kinds, with `_2`, `_3` for repeats."""
+    seen: dict[str, int] = {}
+    terms = []
+    for term in spec.terms:
+        seen[term.kind] = seen.get(term.kind, 0) + 1
+        suffix = f"_{seen[term.kind]}" if seen[term.kind] > 1 else ""
+        terms.append(VocabularyTerm(term.kind + suffix, term))
+    return Objective(tuple(terms))
+
+
+@dataclass(frozen=True, slots=True)
+class VocabularyTerm:
+    """A term on the student's distribution over its vocabulary."""
+
+    name: str
+    spec: TermSpec
+
+    def asks(self) -> tuple[Ask, ...]:
+        """The logits of the term's role, if it has one."""
+        return tuple(Ask(role) for role in self.spec.served_roles)
+
+    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
+        """`weight`, then `temperature` and `beta` where the kind has them."""
+        fields = ["weight"]
+        match self.spec:
+            case CrossEntropySpec():
+                pass
+            case ForwardKLSpec() | ReverseKLSpec():
+                fields += ["temperature"]
+            case JensenShannonSpec():
+                fields += ["temperature", "beta"]
+        return {
+            field: schedules.value(getattr(self.spec, field), step, total_steps) for field in fields
+        }
+
+    def count(self, batch: Batch, signals: Signals) -> Tensor:
+        """Loss-bearing positions, scalar float32."""
+        return batch.mask.sum().to(torch.float32)
+
+    def part(self, numbers: Mapping[str, float], scale: float) -> Part:
+        """The term with this step's numbers, as the shared pass takes it."""
+        match self.spec:
+            case CrossEntropySpec():
+                return Part(self.spec.kind, scale, label_smoothing=self.spec.label_smoothing)
+            case ForwardKLSpec() | ReverseKLSpec():
+                return Part(self.spec.kind, scale, self.spec.role, numbers["temperature"])
+            case JensenShannonSpec():
+                return Part(
+                    self.spec.kind,
+                    scale,
+                    self.spec.role,
+                    numbers["temperature"],
+                    numbers["beta"],
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Weighted terms. Numbers are keyed `"{term}.{field}"`, all else by the term's name."""
+
+    vocabulary: tuple[VocabularyTerm, ...]
+    others: tuple[OwnTerm, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [term.name for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"terms need distinct names, got {names}; rename the repeats")
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """All terms, in order."""
+        return (*self.vocabulary, *self.others)
+
+    def asks(self) -> tuple[Ask, ...]:
+        """What the terms want to know of which role, each once, in order of first use."""
+        return tuple(dict.fromkeys(ask for term in self.terms for ask in term.asks()))
+
+    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
+        """The value of every schedule at optimiser step `step` (from 0) of `total_steps`."""
+        return {
+            f"{term.name}.{field}": number
+            for term in self.terms
+            for field, number in term.numbers(step, total_steps).items()
+        }
+
+    def counts(self, batch: Batch, signals: Signals) -> dict[str, Tensor]:
+        """Per term, what its sum is divided by: float32 scalars, known before any forward."""
+        return {term.name: term.count(batch, signals) for term in self.terms}
+
+    def loss(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        signals: Signals,
+        numbers: Mapping[str, float],
+        scales: Mapping[str, float],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, and each term's sum.
+
+        Args:
+            outputs: the student's, for the batch's N loss-bearing positions; N may be 0.
+            batch: the micro-batch.
+            signals: of every role that `asks` names.
+            numbers: of `numbers(...)`.
+            scales: per term: its weight over the global count, times the engine's own factors.
+                0 reports a term without training on it.
+
+        Returns:
+            Scalar `sum over terms of scales[term] * total`, differentiable (once); and the
+            detached totals by term.
+
+        Raises:
+            ValueError: outputs, targets and signals do not cover the same positions, or a signal
+                cannot answer a temperature.
+        """
+        own = {term.name: _numbers_of(term, numbers) for term in self.terms}
+        parts = [term.part(own[term.name], float(scales[term.name])) for term in self.vocabulary]
+        loss, sums = _vocabulary(outputs, batch.kept_targets, signals, parts)
+        totals = {term.name: sums[i] for i, term in enumerate(self.vocabulary)}
+        for term in self.others:
+            total = term.total(outputs, batch, signals, own[term.name])
+            loss = loss + float(scales[term.name]) * total
+            totals[term.name] = total.detach()
+        return loss, totals
+
+
+def _numbers_of(term: Term, numbers: Mapping[str, float]) -> dict[str, float]:
+    prefix = f"{term.name}."
+    return {
+        key.removeprefix(prefix): number
+        for key, number in numbers.items()
+        if key.startswith(prefix)
+    }
+
+
+def _vocabulary(
+    outputs: Outputs, targets: Tensor, signals: Signals, parts: Sequence[Part]
+) -> tuple[Tensor, Tensor]:
+    """Scaled sum and [parts] totals, through the head in chunks or from logits as they are."""
+    if outputs.hidden is not None and outputs.head is not None:
+        return vocabulary_loss(outputs.hidden, outputs.head, targets, signals, parts)
+    if outputs.logits is None:
+        raise ValueError("outputs hold neither (hidden, head) nor logits; the model must give one")
+    logits = outputs.logits
+    sums = [_dense_sum(logits, targets, signals, part) for part in parts]
+    loss = logits.new_zeros(())
+    for part, total in zip(parts, sums, strict=True):
+        loss = loss + part.scale * total
+    return loss, torch.stack(sums).detach()
+
+
+def _dense_sum(logits: Tensor, targets: Tensor, signals: Signals, part: Part) -> Tensor:
+    """One part's sum over [N, V] logits, through autograd."""
+    if part.kind == "cross_entropy":
+        _check_positions("targets", targets.shape[0], logits.shape[0])
+        return divergences.cross_entropy(logits, targets, part.label_smoothing).sum()
+    signal = signals[part.role or ""]
+    _check_positions(f"signal of {part.role!r}", positions(signal), logits.shape[0])
+    whole = dense_logits(signal)
+    temperature, square = part.temperature, 1.0
+    if whole is None:
+        assert isinstance(signal, TopKSignal)
+        whole = sparse.coarse_teacher(signal, temperature, logits.shape[1])
+        logits = sparse.coarse_student(logits, signal.ids, temperature)
+        temperature, square = 1.0, temperature**2  # both sides are softened already
+    match part.kind:
+        case "forward_kl":
+            value = divergences.forward_kl(logits, whole, temperature)
+        case "reverse_kl":
+            value = divergences.reverse_kl(logits, whole, temperature)
+        case "jensen_shannon":
+            value = divergences.jensen_shannon(logits, whole, temperature, part.beta)
+    return value.clamp_min(0.0).sum() * square
+
+
+def _check_positions(name: str, count: int, student_count: int) -> None:
+    if count != student_count:
+        raise ValueError(mismatch(name, count, student_count))
