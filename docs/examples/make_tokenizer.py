@@ -8,9 +8,10 @@ import argparse
 import json
 from pathlib import Path
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
 from orchestrator.data.split import is_held_out
 from orchestrator.data.stdlib import documents
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 END = "<|endoftext|>"
 VOCABULARY = 4096

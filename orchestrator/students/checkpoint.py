@@ -124,12 +124,11 @@ class Checkpoints:
         _barrier()
         return folder
 
+    def _scratch(self) -> Path:
+        return Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}" / self._run_id
+
     def _staging(self, folder: str) -> Path:
-        if not self._local:
-            shared = Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}" / self._run_id
-            staging = shared / Path(folder).name
-        else:
-            staging = Path(folder)
+        staging = Path(folder) if self._local else self._scratch() / Path(folder).name
         if self._local_rank == 0 and staging.exists():
             shutil.rmtree(staging)  # a torn attempt: it has no manifest
         _barrier()

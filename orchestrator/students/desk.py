@@ -88,7 +88,7 @@ class DeskActor:
     async def watch(
         self, index: int, seen: int, timeout_s: float
     ) -> tuple[list[Event], Outcome | None]:
-        """Events after the first `seen`, and the job's outcome; waits up to `timeout_s` for news."""
+        """Events after the first `seen`, and the outcome; waits up to `timeout_s` for news."""
         async with self._changed:
             try:
                 await asyncio.wait_for(

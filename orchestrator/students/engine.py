@@ -63,10 +63,8 @@ def deepspeed_config(job: JobSpec) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a job."""
     training = job.training
     per_rank = training.global_batch // training.workers
-    zero: dict[str, Any] = {
-        "stage": training.zero,
-        **training.deepspeed.get("zero_optimization", {}),
-    }
+    further = training.deepspeed
+    zero: dict[str, Any] = {"stage": training.zero, **further.get("zero_optimization", {})}
     if training.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
         if training.zero == 3:
@@ -75,7 +73,7 @@ def deepspeed_config(job: JobSpec) -> dict[str, Any]:
         "wall_clock_breakdown": False,
         "steps_per_print": 10**9,
         "zero_allow_untested_optimizer": True,
-        **{k: v for k, v in training.deepspeed.items() if k != "zero_optimization"},
+        **{k: v for k, v in further.items() if k != "zero_optimization"},
         "train_micro_batch_size_per_gpu": training.micro_batch,
         "gradient_accumulation_steps": per_rank // training.micro_batch,
         "train_batch_size": training.global_batch,
@@ -84,6 +82,11 @@ def deepspeed_config(job: JobSpec) -> dict[str, Any]:
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": zero,
     }
+
+
+def _norm(module: nn.Module) -> float:
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
 
 
 class Engine:
@@ -105,6 +108,7 @@ class Engine:
         self._accumulation: int = config["gradient_accumulation_steps"]
         self._world = training.workers
         self._zero = training.zero
+        self._norm = 0.0
 
     @property
     def device(self) -> torch.device:
@@ -138,12 +142,16 @@ class Engine:
         self._engine.backward(loss)
         if before_step is not None:
             before_step()
+            if self._zero == 0:
+                self._norm = _norm(self._engine.module)
         self._engine.step()
 
     def gradient_norm(self) -> float:
-        """Norm before clipping of the last step's gradient; 0 when DeepSpeed did not compute it."""
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0
+        """Norm before clipping of the last step's gradient."""
+        if self._zero == 0:
+            return self._norm  # DeepSpeed clips there without telling the norm
+        norm: Any = self._engine.get_global_grad_norm()
+        return float(norm)
 
     def save(self, folder: Path) -> None:
         """Write this rank's part of weights and optimiser state. Collective."""
@@ -160,7 +168,7 @@ class Engine:
 
         Collective. Under ZeRO-3 one parameter at a time is gathered.
         """
-        module = self._engine.module
+        module: Any = self._engine.module
         rank = torch.distributed.get_rank()
         if self._zero < 3:
             if rank != 0:
@@ -175,10 +183,14 @@ class Engine:
                     if copy is None:
                         copy = copies[id(parameter)] = parameter.detach().cpu().clone()
                     gathered[name] = copy
-        gathered.update({k: v.detach().cpu().clone() for k, v in module.named_buffers()})
+        kept = module.state_dict().keys()  # buffers that are not saved are not in it
+        for name, buffer in module.named_buffers():
+            if name in kept:
+                gathered[name] = buffer.detach().cpu().clone()
         return gathered if rank == 0 else None
 
     def close(self) -> None:
         """Let go of the engine's memory and hooks."""
         self._engine.destroy()
-        get_accelerator().empty_cache()
+        accelerator: Any = get_accelerator()
+        accelerator.empty_cache()

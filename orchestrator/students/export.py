@@ -40,23 +40,23 @@ def export_student(job: StudentJob, engine: Engine, rank: int) -> Exported:
 
 def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     spec = job.spec
-    loaded = load_model(
+    lora = spec.student.lora
+    module = load_model(
         spec.student.model_copy(update={"dtype": "float32"}),
         tokenizer=job.tokenizer,
         seed=spec.seed,
-        resolve=job.resolve,
         field="student",
-    )
-    if spec.student.lora is not None:
-        loaded = apply_lora(loaded, spec.student.lora)
-    loaded.module.load_state_dict(weights, strict=True)
-    sha = weights_sha256(loaded.module)
-    loaded.module.to(getattr(torch, spec.student.dtype))
+    ).module
+    if lora is not None:
+        module = apply_lora(module, lora, seed=spec.seed)
+    module.load_state_dict(weights, strict=True)
+    sha = weights_sha256(module)
+    module.to(getattr(torch, spec.student.dtype))
     fs, root = fsspec.core.url_to_fs(job.run_folder)
     target = f"{root.rstrip('/')}/export"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "export"
-        export_folder(loaded.module, job.tokenizer, folder, spec.student.lora)
+        export_folder(module, job.tokenizer, folder, lora.export if lora else None)
         generated = _sample(job, folder)
         if fs.exists(target):
             fs.rm(target, recursive=True)
@@ -66,13 +66,12 @@ def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
 
 def _sample(job: StudentJob, folder: Path) -> str | None:
     """Text from the folder just written, so that a bad export is seen at once."""
-    wanted = job.spec.evaluation.generate
-    lora = job.spec.student.lora
-    if (
-        wanted is None
-        or job.spec.student.task != "causal_lm"
-        or (lora and lora.export == "adapter")
-    ):
+    wanted, lora = job.spec.evaluation.generate, job.spec.student.lora
+    readable = job.spec.student.task == "causal_lm" and not (lora and lora.export == "adapter")
+    if wanted is None or not readable:
         return None
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(job.tokenizer, local_files_only=True)
     module = load_model(ModelSpec(path=str(folder), dtype="float32"), field="export").module
-    return generate(module, job.tokenizer, wanted.prompt, wanted.tokens)
+    return generate(module, tokenizer, wanted.prompt, wanted.tokens)

@@ -9,7 +9,7 @@ import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from orchestrator.errors import BudgetExhausted, Interrupted
+from orchestrator.errors import BudgetExhausted
 from orchestrator.events import Event
 
 from .desk import DeskActor, Outcome
@@ -70,9 +70,14 @@ class Group:
         Raises:
             BudgetExhausted: the group died more often than its budget allows.
         """
-        index = ray.get(self._desk.submit.remote(job))
+        self._index = ray.get(self._desk.submit.remote(job))
+        self._job = job.spec.name
+        return self.watch()
+
+    def watch(self) -> Iterator[Event | Outcome]:
+        """Go on listening to the job that runs, after an interruption of the listener."""
         while True:
-            events, outcome = ray.get(self._desk.watch.remote(index, self._seen, 0.5))
+            events, outcome = ray.get(self._desk.watch.remote(self._index, self._seen, 0.5))
             self._seen += len(events)
             yield from events
             if outcome is not None:
@@ -80,10 +85,8 @@ class Group:
                 return
             if not self._thread.is_alive():
                 cause = self._failure
-                if isinstance(cause, KeyboardInterrupt):
-                    raise Interrupted(f"job {job.spec.name!r} was interrupted")
                 raise BudgetExhausted(
-                    f"job {job.spec.name!r}: its workers died more than "
+                    f"job {self._job!r}: its workers died more than "
                     f"{self._plan.max_failures} times (training.max_failures); last cause: {cause}"
                 ) from cause
 

@@ -63,7 +63,7 @@ class Questions:
         reply = self.client.result(request_id)
         self.forward_s += reply.forward_s
         self.received_bytes += reply.nbytes
-        return _moved(decode(reply, self.heads[role]), device)
+        return decode(reply, self.heads[role], device=device)
 
     def exact_ask(self, role: str) -> SignalAsk:
         """An ask that loses nothing, for evaluation."""
@@ -85,18 +85,7 @@ class Questions:
         }
 
 
-def _moved(signal: LogitSignal, device: torch.device) -> LogitSignal:
-    if device.type == "cpu":
-        return signal
-    moved = {
-        f.name: value.to(device, non_blocking=True)
-        for f in dataclasses.fields(signal)
-        if isinstance(value := getattr(signal, f.name), torch.Tensor)
-    }
-    return dataclasses.replace(signal, **moved)
-
-
-def open_questions(job: StudentJob, rank: int) -> Questions | None:
+def open_questions(job: StudentJob, rank: int, device: torch.device) -> Questions | None:
     """Connect to the pool; None when the job asks nobody.
 
     Raises:
@@ -122,7 +111,7 @@ def open_questions(job: StudentJob, rank: int) -> Questions | None:
     for role in spec.used_roles:
         vocabularies[role] = client.describe(role).vocabulary
         record = client.head(role)
-        heads[role] = None if record is None else head_from_record(record)
+        heads[role] = None if record is None else head_from_record(record, device)
     for role in roles:
         if heads[role] is None and isinstance(spec.roles[role].encoding, HiddenEncoding):
             raise SpecError(

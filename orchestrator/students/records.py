@@ -36,18 +36,13 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class StudentJob:
-    """One job as a worker needs it: every source resolved to a folder or a hub id."""
+    """One job as a worker needs it: paths absolute, `registry` and `job` sources made paths."""
 
     spec: JobSpec
     run_id: str
     run_folder: str  # folder or fsspec URI
     tokenizer: str  # folder or hub id
     cache_folder: str  # node-local folder for prepared data
-    folders: dict[str, str] = field(default_factory=dict)  # "registry:..." or "job:..." -> folder
     pool: "PoolHandle | None" = None  # None: no served role is asked
     fingerprints: dict[str, str] = field(default_factory=dict)  # role -> fingerprint expected
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
-
-    def resolve(self, kind: str, value: str) -> str:
-        """Folder of a `registry` or `job` source."""
-        return self.folders[f"{kind}:{value}"]

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -67,7 +67,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     reporter.phase("loading student")
     loaded = load_student(job)
     clock.lap("model")
-    questions = open_questions(job, rank)
+    questions = open_questions(job, rank, next(loaded.module.parameters()).device)
     clock.lap("pool")
     try:
         with Run(job, rank, world, reporter, data, loaded, questions, clock) as run:
@@ -99,12 +99,12 @@ def load_student(job: StudentJob) -> Loaded:
         tokenizer=job.tokenizer,
         for_training=True,
         seed=spec.seed,
-        resolve=job.resolve,
         packing=spec.data.packing,
         field="student",
     )
     if spec.student.lora is not None:
-        loaded = apply_lora(loaded, spec.student.lora)
+        adapted = apply_lora(loaded.module, spec.student.lora, seed=spec.seed)
+        loaded = replace(loaded, module=adapted)
     if spec.student.trainable is not None:
         apply_trainable(loaded.module, spec.student.trainable)
     if spec.training.gradient_checkpointing:
@@ -140,7 +140,7 @@ class Run:
         self.objective: Objective = build_objective(spec.objective)
         reporter.phase("starting DeepSpeed")
         self.engine = Engine(
-            StudentModule(loaded.module, loaded.head()), spec, zero3_leaves(loaded.config)
+            StudentModule(loaded.module, loaded.head()), spec, zero3_leaves(loaded.module)
         )
         clock.lap("deepspeed")
         local_rank = int(os.environ["LOCAL_RANK"])

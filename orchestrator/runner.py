@@ -1,0 +1,94 @@
+"""What the command line and other programs call: run a list of jobs, resume one, evaluate one.
+
+`run` checks the jobs, joins or starts Ray, brings up the pools, hands each job to a resident worker
+group, and passes what the group says to the tracker and to `on_event`. No tensor comes through
+here.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.errors import Interrupted, StillhouseError
+from orchestrator.events import Event, JobEnded
+from orchestrator.run_folder import RunFolder
+from orchestrator.spec import JobSpec
+from orchestrator.spec.paths import absolute_paths
+
+logger = logging.getLogger(__name__)
+
+OnEvent = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """The jobs' summaries, in order."""
+
+    jobs: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `stillhouse run --json` prints last."""
+        return {"jobs": self.jobs}
+
+
+def run(jobs: Sequence[JobSpec], on_event: OnEvent = lambda event: None) -> RunResult:
+    """Run a list of jobs in order.
+
+    Raises:
+        SpecError: a job cannot run as written; nothing was started.
+        StillhouseError: a job failed; what was recorded of it is in its run folder.
+        Interrupted: stopped on request, with a checkpoint.
+    """
+    from orchestrator.planner.checks import preflight
+
+    jobs = [absolute_paths(job) for job in jobs]
+    preflight(jobs)
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    run_ids = [f"{job.name}-{stamp}-{secrets.token_hex(2)}" for job in jobs]
+    for index, job in enumerate(jobs):
+        RunFolder.at(job.storage, run_ids[index]).write(jobs, index, run_ids)
+    return _run_from(jobs, run_ids, 0, resume_first=False, on_event=on_event)
+
+
+def resume(run_folder: str, on_event: OnEvent = lambda event: None) -> RunResult:
+    """Go on with a run from its newest checkpoint, then with the jobs after it in its list."""
+    jobs, index, run_ids = RunFolder.read(run_folder)
+    return _run_from(jobs, run_ids, index, resume_first=True, on_event=on_event)
+
+
+def _run_from(
+    jobs: Sequence[JobSpec],
+    run_ids: Sequence[str],
+    first: int,
+    *,
+    resume_first: bool,
+    on_event: OnEvent,
+) -> RunResult:
+    from orchestrator.session import Session
+
+    exports = {
+        job.name: f"{RunFolder.at(job.storage, run_id).uri}/export"
+        for job, run_id in zip(jobs, run_ids, strict=True)
+    }
+    summaries: list[dict[str, Any]] = []
+    with Session(jobs[first:], on_event) as session:
+        for index in range(first, len(jobs)):
+            job = jobs[index]
+            folder = RunFolder.at(job.storage, run_ids[index])
+            began = time.monotonic()
+            try:
+                summary = session.run_job(
+                    job, folder, exports, resume=resume_first and index == first
+                )
+            except StillhouseError as error:
+                status = "interrupted" if isinstance(error, Interrupted) else "failed"
+                summary = {"status": status, "run_id": folder.run_id, "error": str(error)}
+                on_event(JobEnded(job.name, status, summary))
+                raise
+            summary["wall_s"] = time.monotonic() - began
+            summaries.append(summary)
+            on_event(JobEnded(job.name, "done", summary))
+    return RunResult(summaries)

@@ -1,0 +1,308 @@
+"""What a list of jobs shares: the cluster, pools, worker groups, and the way of events to tracking.
+
+A session is closed in reverse order of what it opened, each step with its own deadline.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ray
+
+from orchestrator.errors import Interrupted, SpecError
+from orchestrator.evaluation.report import write_report
+from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
+from orchestrator.models.tokenizer import tokenizer_folder
+from orchestrator.planner.capacity import Inventory, Node, plan
+from orchestrator.pool import Pool, PoolPlan
+from orchestrator.run_folder import RunFolder
+from orchestrator.spec import JobSpec
+from orchestrator.spec.job import StandingPool
+from orchestrator.spec.models import RoleSpec
+from orchestrator.students import Group, GroupPlan, StudentJob
+from orchestrator.students.desk import Outcome
+from orchestrator.tracking.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+CACHE = Path.home() / ".cache" / "stillhouse"
+
+
+class Session:
+    """Ray joined or started; pools and groups made when a job first needs them."""
+
+    def __init__(self, jobs: Sequence[JobSpec], on_event: Callable[[Event], None]) -> None:
+        self._jobs, self._on_event = jobs, on_event
+        self._pools: dict[str, Pool] = {}
+        self._group: Group | None = None
+        self._began = time.monotonic()
+        self._started_ray = False
+        self.seconds: dict[str, float] = {}
+
+    def __enter__(self) -> "Session":
+        self._join_ray(self._jobs[0].ray.address)
+        inventory = _inventory()
+        try:
+            for index, job in enumerate(self._jobs):
+                plan(job, inventory, self._jobs[:index])
+        except BaseException:
+            self._leave_ray()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._group is not None:
+                self._group.stop()
+        finally:
+            for pool in self._pools.values():
+                pool.down()
+            self._leave_ray()
+
+    def _join_ray(self, address: str | None) -> None:
+        if ray.is_initialized():
+            return
+        # Workers need the user's own modules (import paths) and must not look for them elsewhere.
+        paths = os.pathsep.join(dict.fromkeys([os.getcwd(), *filter(os.path.isdir, sys.path)]))
+        ray.init(
+            address=address,
+            namespace="stillhouse",
+            include_dashboard=False,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            runtime_env={"env_vars": {"PYTHONPATH": paths}},
+        )
+        self._started_ray = True
+        self.seconds["ray"] = time.monotonic() - self._began
+
+    def _leave_ray(self) -> None:
+        if self._started_ray:
+            ray.shutdown()
+
+    # --- one job ---------------------------------------------------------------------------------
+
+    def run_job(
+        self, job: JobSpec, folder: RunFolder, exports: dict[str, str], *, resume: bool
+    ) -> dict[str, Any]:
+        """Run one job to its end; its summary."""
+        began = time.monotonic()
+        tracker = Tracker(folder.local, folder.run_id, job.tracking, _local_storage(job))
+        status = "failed"
+        try:
+            tracker.params(job.model_dump(mode="json", by_alias=True, exclude_none=True))
+            if job.tracking.uri is not None and not tracker.warn_if_silent():
+                self._on_event(Warned(job.name, f"{tracker.target} does not answer; spooling"))
+            resolved, tokenizer = _resolved(job, exports)
+            pool = self._pool_for(resolved)
+            group = self._group_for(resolved)
+            student = StudentJob(
+                resolved,
+                folder.run_id,
+                folder.uri,
+                tokenizer,
+                str(CACHE / "data"),
+                None if pool is None else pool.handle(),
+                {} if pool is None else _fingerprints(pool, resolved),
+                resume,
+            )
+            ready_s = time.monotonic() - began
+            summary = self._watch(group, student, tracker)
+            summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
+            if pool is not None:
+                self._add_pool(summary, pool, resolved)
+            self._record(job, student, summary, tracker, folder)
+            status = "finished"
+            return summary
+        except (Interrupted, KeyboardInterrupt):
+            status = "interrupted"
+            raise
+        finally:
+            tracker.finish(status)
+
+    def _watch(self, group: Group, student: StudentJob, tracker: Tracker) -> dict[str, Any]:
+        """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
+        stream = group.run(student)
+        while True:
+            try:
+                for item in stream:
+                    if isinstance(item, Outcome):
+                        if item.error is not None:
+                            raise item.error
+                        return item.summary
+                    _track(item, tracker)
+                    self._on_event(item)
+            except KeyboardInterrupt:
+                self._on_event(Warned(student.spec.name, "stopping after this step"))
+                group.request_stop()
+                stream = group.watch()
+
+    def _pool_for(self, job: JobSpec) -> Pool | None:
+        if not job.used_roles:
+            return None
+        if isinstance(job.pool, StandingPool):
+            return Pool.attach(job.pool.name)
+        roles = {name: job.roles[name] for name in job.used_roles}
+        wanted = PoolPlan(
+            job.name,
+            roles,
+            restarts=job.pool.restarts,
+            deterministic=job.deterministic,
+            seed=job.seed,
+            packing=job.data.packing,
+        )
+        key = json.dumps(
+            [
+                {name: role.model_dump(mode="json", by_alias=True) for name, role in roles.items()},
+                [wanted.restarts, wanted.deterministic, wanted.seed, wanted.packing],
+            ],
+            sort_keys=True,
+        )
+        if key not in self._pools:
+            for other in list(self._pools):
+                self._pools.pop(other).down()  # its replicas hold what the new ones need
+            began = time.monotonic()
+            self._on_event(Phase(job.name, f"loading {', '.join(roles)}"))
+            self._pools[key] = Pool.up(wanted)
+            self.seconds["pool"] = time.monotonic() - began
+        return self._pools[key]
+
+    def _group_for(self, job: JobSpec) -> Group:
+        wanted = GroupPlan.of(job, str(CACHE / "groups"))
+        if self._group is not None and self._group.plan != wanted:
+            self._group.stop()
+            self._group = None
+        if self._group is None:
+            self._on_event(Phase(job.name, "starting workers"))
+            self._group = Group(wanted)
+        return self._group
+
+    def _add_pool(self, summary: dict[str, Any], pool: Pool, job: JobSpec) -> None:
+        status = pool.status()
+        summary["pool"]["replicas"] = sum(job.roles[name].replicas for name in job.used_roles)
+        summary["pool"]["restarts"] = status["restarts"]
+
+    def _record(
+        self,
+        job: JobSpec,
+        student: StudentJob,
+        summary: dict[str, Any],
+        tracker: Tracker,
+        folder: Any,
+    ) -> None:
+        tracker.lineage(
+            {
+                "roles": student.fingerprints,
+                "encodings": {
+                    name: job.roles[name].encoding.model_dump(mode="json")
+                    for name in job.objective.served_roles
+                },
+                "data": summary["data_version"],
+                "student": summary["weights_sha256"],
+                "export": summary["export"],
+            }
+        )
+        summary_file = folder.local / "summary.json"
+        summary_file.write_text(json.dumps(summary, indent=1))
+        report = write_report(folder.local, summary)
+        for file in (summary_file, report):
+            tracker.artifact(file)
+        if folder.uri != str(folder.local):
+            fs, root = fsspec.core.url_to_fs(folder.uri)
+            for file in (summary_file, report):
+                fs.put_file(str(file), f"{root}/{file.name}")
+        if job.tracking.register_as is not None:
+            export = folder.local / "export"
+            if folder.uri != str(folder.local):
+                fs, root = fsspec.core.url_to_fs(folder.uri)
+                fs.get(f"{root}/export/", str(export), recursive=True)
+            tracker.register_student(export, job.tracking.register_as)
+
+
+def _track(event: Event, tracker: Tracker) -> None:
+    match event:
+        case StepDone(step=step, metrics=metrics):
+            tracker.metrics(step, metrics)
+        case Evaluated(step=step, evaluation=evaluation):
+            tracker.metrics(step, held_out_metrics(evaluation))
+        case CheckpointWritten(path=path):
+            tracker.tags({"checkpoint": path})
+        case _:
+            pass
+
+
+def held_out_metrics(evaluation: Any) -> dict[str, float]:
+    """An evaluation's numbers under their metric names."""
+    flat: dict[str, float] = {}
+    for name, value in evaluation.items():
+        if isinstance(value, dict):
+            flat |= {f"held_out/{name}_{inner}": v for inner, v in value.items() if _number(v)}
+        elif _number(value):
+            flat[f"held_out/{name}"] = value
+    return flat
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _inventory() -> Inventory:
+    return Inventory(
+        tuple(
+            Node(node["NodeManagerAddress"], dict(node["Resources"]))
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+    )
+
+
+def _local_storage(job: JobSpec) -> str:
+    return str(CACHE / "runs") if "://" in job.storage else job.storage
+
+
+def _fingerprints(pool: Pool, job: JobSpec) -> dict[str, str]:
+    roles = pool.status()["roles"]
+    return {name: roles[name]["fingerprint"] for name in job.used_roles}
+
+
+def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str]:
+    """The job with `job` and `registry` sources made folders, and its tokenizer's folder."""
+
+    def folder(kind: str, value: str) -> str:
+        if kind == "job":
+            return _local_copy(exports[value])
+        from orchestrator.tracking.address import address_of
+        from orchestrator.tracking.registry import resolve_registry_uri
+
+        address = address_of(job.tracking.uri, _local_storage(job))
+        return str(resolve_registry_uri(value, address, CACHE / "registry"))
+
+    def placed(model: Any) -> Any:
+        kind, value = model.source
+        if kind not in ("job", "registry"):
+            return model
+        return model.model_copy(update={kind: None, "path": folder(kind, value)})
+
+    student = placed(job.student)
+    roles: dict[str, RoleSpec] = {name: placed(role) for name, role in job.roles.items()}
+    named = [("student", student), *((f"roles.{name}", role) for name, role in roles.items())]
+    tokenizer, _ = tokenizer_folder(named)
+    return job.model_copy(update={"student": student, "roles": roles}), tokenizer
+
+
+def _local_copy(uri: str) -> str:
+    """A folder on this node with what lies at a URI."""
+    if "://" not in uri:
+        if not Path(uri).is_dir():
+            raise SpecError(uri, "is not there", "Run the job that exports it first")
+        return uri
+    fs, root = fsspec.core.url_to_fs(uri)
+    target = CACHE / "exports" / root.strip("/").replace("/", "-")
+    if not target.exists():
+        fs.get(f"{root}/", str(target), recursive=True)
+    return str(target)
