@@ -7,12 +7,14 @@ in hand is left as it was. Imports torch and transformers; never ray, deepspeed 
 
 import shutil
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers import AutoTokenizer
+
+from orchestrator.spec.models import LoraSpec
 
 from .forward import evaluating, forward_logits, input_device, unwrapped
 from .lora import has_lora, merged_state
@@ -28,9 +30,7 @@ def export_folder(
     module: nn.Module,
     tokenizer_folder: str | None,
     target: str | Path,
-    lora: Literal["adapter", "merged"] | None = None,
-    *,
-    state: Mapping[str, Tensor] | None = None,
+    lora: LoraSpec | None = None,
 ) -> Path:
     """Write a student as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
@@ -38,20 +38,19 @@ def export_folder(
         module: a transformers model, with or without peft's wrapper.
         tokenizer_folder: whose tokenizer files are copied in; None for models without text.
         target: the folder to make; replaced if it exists.
-        lora: how to write adapters: merged into the base, or alone; required with adapters.
-        state: the module's full state dict where the module's own parameters are elsewhere (ZeRO
-            stage 3); absent: the module's own.
+        lora: of a wrapped module; its `export` says whether adapters are merged into the base or
+            written alone.
 
     Returns:
         The folder.
     """
     if has_lora(module) and lora is None:
-        raise ValueError("the module has adapters; say lora='adapter' or lora='merged'")
+        raise ValueError("the module has adapters; pass their LoraSpec")
     target = Path(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        _save(module, draft, lora, state)
+        _save(module, draft, lora)
         if tokenizer_folder is not None:
             _copy_tokenizer(Path(tokenizer_folder), draft)
         if target.exists():
@@ -67,10 +66,12 @@ def generate(module: nn.Module, tokenizer: Any, prompt: str, tokens: int) -> str
 
     Args:
         module: a causal model on any device.
-        tokenizer: a transformers tokenizer.
+        tokenizer: a transformers tokenizer, or its folder.
         prompt: not empty once tokenised.
         tokens: how many to add at most; generation stops early at the tokenizer's end token.
     """
+    if isinstance(tokenizer, str | Path):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     ids = tokenizer(prompt, return_tensors="pt")["input_ids"].to(input_device(module))
     if not ids.shape[1]:
         raise ValueError("the prompt has no tokens; give one that has")
@@ -89,14 +90,13 @@ def generate(module: nn.Module, tokenizer: Any, prompt: str, tokens: int) -> str
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
-def _save(
-    module: nn.Module, folder: Path, lora: str | None, state: Mapping[str, Tensor] | None
-) -> None:
+def _save(module: nn.Module, folder: Path, lora: LoraSpec | None) -> None:
     saved: Any = module
-    if has_lora(module) and lora == "merged":
-        state = merged_state(module, module.state_dict() if state is None else state)
+    if lora is not None and lora.export == "merged":
         saved = unwrapped(module)
-    saved.save_pretrained(folder, **({} if state is None else {"state_dict": dict(state)}))
+        saved.save_pretrained(folder, state_dict=merged_state(module))
+    else:
+        saved.save_pretrained(folder)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -164,6 +164,7 @@ def _from_folder(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Mo
     try:
         module, info = _auto_class(config, spec, field).from_pretrained(folder, **arguments)
     except (OSError, *_MODEL_ERRORS) as error:
+        _blame_attention(error, spec, field.rpartition(".")[0])
         raise SpecError(
             field, f"{folder} does not load as a {spec.task} ({error})", "Mend it, or use another"
         ) from error
@@ -263,10 +264,21 @@ def _fresh(
                 config, dtype=torch.float32, attn_implementation=spec.attention
             )
         except _MODEL_ERRORS as error:
+            _blame_attention(error, spec, field)
             raise SpecError(
                 f"{field}.architecture", f"cannot be built ({error})", "Mend its fields"
             ) from error
     return module.to(getattr(torch, spec.dtype))
+
+
+def _blame_attention(error: Exception, spec: ModelSpec, field: str) -> None:
+    """Transformers refuses an attention by message only."""
+    if "attention implementation" in str(error) or "FlashAttention" in str(error):
+        raise SpecError(
+            f"{field}.attention",
+            f"is {spec.attention}, which this model or machine does not have ({error})",
+            "Use eager",
+        ) from error
 
 
 def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:

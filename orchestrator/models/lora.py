@@ -6,6 +6,7 @@ deepspeed or mlflow.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +15,19 @@ from torch import Tensor, nn
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import LoraSpec
 
+from .head import output_layer
+from .load import Loaded
+
 
 def apply_lora(
-    module: nn.Module, spec: LoraSpec, *, seed: int = 0, field: str = "student.lora"
-) -> nn.Module:
+    loaded: Loaded, spec: LoraSpec, *, seed: int = 0, field: str = "student.lora"
+) -> Loaded:
     """Wrap a causal model with fresh adapters; its `forward_hidden` and head work as before.
 
+    The module in `loaded` is changed in place, as peft does: use only what is returned.
+
     Args:
-        module: a transformers causal model.
+        loaded: a transformers causal model.
         spec: rank, alpha, dropout and target modules.
         seed: of the adapters' first weights, so that every rank draws the same.
 
@@ -40,13 +46,18 @@ def apply_lora(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(module, config)  # type: ignore[arg-type]
+            wrapped = get_peft_model(loaded.module, config)  # type: ignore[arg-type]
         except (ValueError, TypeError, AttributeError) as error:
             raise SpecError(
                 f"{field}.targets",
-                f"{spec.targets!r} does not fit {type(module).__name__} ({error})",
+                f"{spec.targets!r} does not fit {type(loaded.module).__name__} ({error})",
                 "Name linear modules of the model, or use all-linear",
             ) from error
+    if output_layer(wrapped) is None and loaded.head_form is not None:
+        raise SpecError(
+            f"{field}.targets", "adapts the output head, which must stay plain", "Leave it out"
+        )
+    return replace(loaded, module=wrapped)
 
 
 def has_lora(module: nn.Module) -> bool:
@@ -54,18 +65,18 @@ def has_lora(module: nn.Module) -> bool:
     return hasattr(module, "peft_config")
 
 
-def merged_state(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def merged_state(module: nn.Module) -> dict[str, Tensor]:
     """The base model's state dict with the adapters added: weight + scaling * B @ A.
 
-    Works from a state dict, so that it needs no second model and no gathered parameters.
+    The module stays as it is, adapters and all, where peft's own merge would change it.
 
     Args:
-        module: the wrapped model; its parameters are not read.
-        state: its whole state dict, on any device.
+        module: a model wrapped by `apply_lora`.
 
     Source: Hu et al., "LoRA", arXiv:2106.09685, section 4.1.
     """
     prefix = "base_model.model."
+    state: Mapping[str, Tensor] = module.state_dict()
     deltas: dict[str, Tensor] = {}
     for name, layer in module.named_modules():
         adapted: Any = layer
