@@ -94,7 +94,7 @@ def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") ->
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    settings: dict[str, Any] = {
+    settings: dict[Any, Any] = {
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "svg.hashsalt": "stillhouse",
@@ -110,7 +110,10 @@ def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") ->
         figure = Figure(figsize=(5.6, 2.9), dpi=110, layout="constrained")
         axes = figure.subplots()
         _lines(axes, history, chart)
-        axes.set_title(chart.title, loc="left", fontsize=11, fontweight="bold", pad=10)
+        legend_rows = math.ceil(len(chart.lines) / 3) if len(chart.lines) > 1 else 0
+        axes.set_title(
+            chart.title, loc="left", fontsize=11, fontweight="bold", pad=10 + 14 * legend_rows
+        )
         axes.set_xlabel("optimiser step")
         axes.set_ylabel(chart.unit)
         axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -122,8 +125,13 @@ def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") ->
             axes.set_ylim(-0.02, 1.02)
         if len(chart.lines) > 1:
             axes.legend(
-                frameon=False, fontsize=8, ncols=min(3, len(chart.lines)), loc="best"
-            ).set_zorder(1)
+                loc="lower left",
+                bbox_to_anchor=(-0.02, 1.0),
+                ncols=3,
+                frameon=False,
+                fontsize=8,
+                borderaxespad=0.2,
+            )
         out = io.BytesIO()
         figure.savefig(out, format=form, metadata={"Date": None} if form == "svg" else None)
         return out.getvalue()
@@ -173,10 +181,7 @@ def _thinned(points: list[Point]) -> list[Point]:
 
 
 def _smoothed(values: list[float]) -> list[float]:
-    """An exponential mean over about a thirtieth of the line."""
-    share = min(1.0, 30 / len(values))
-    mean, smooth = values[0], []
-    for value in values:
-        mean += share * (value - mean)
-        smooth.append(mean)
-    return smooth
+    """A centred mean over about a twentieth of the line, so that nothing lags."""
+    reach = max(1, len(values) // 40)
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]

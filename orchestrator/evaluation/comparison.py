@@ -88,7 +88,7 @@ def as_html(rows: Sequence[Row]) -> str:
         "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
         for row in rows
     )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table class='compared'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def as_rich(rows: Sequence[Row], title: str = "Held-out comparison") -> "Table":

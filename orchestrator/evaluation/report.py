@@ -123,7 +123,7 @@ def _figures(history: History) -> str:
     """The few numbers one looks for first."""
     tiles = []
     for metric, label, form in (_EVALUATION[0], _EVALUATION[1], _EVALUATION[6], _EVALUATION[7]):
-        points = history.metrics.get(metric, ())
+        points = list(history.metrics.get(metric, ()))
         if points:
             before = f"from {format(points[0].value, form)}" if len(points) > 1 else ""
             tiles.append((label, format(points[-1].value, form), before))
@@ -321,6 +321,7 @@ table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:ta
 th{font-weight:600;color:var(--soft);font-size:12px;vertical-align:bottom}
 th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
 th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
+.compared th:last-child,.compared td:last-child{text-align:left;padding-left:28px}
 tbody tr:last-child td{border-bottom:0}
 dl{display:grid;grid-template-columns:minmax(140px,max-content) 1fr;gap:4px 20px;margin:8px 0 0;
 font-size:14px}

@@ -1,0 +1,116 @@
+"""The report of a run, from its folder alone."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from orchestrator.evaluation.charts import charts, draw
+from orchestrator.evaluation.comparison import Row
+from orchestrator.evaluation.history import History, history_of, parse_record, read_history
+from orchestrator.evaluation.report import render, write_report
+
+EVIL = "<script>alert('x')</script>"
+
+
+def _line(number: int, kind: str, **body: object) -> str:
+    record = {"n": number, "time_ms": 1_700_000_000_000 + number, "kind": kind, "body": body}
+    return json.dumps(record) + "\n"
+
+
+def _spool(folder: Path) -> Path:
+    path = folder / "tracking" / "spool.jsonl"
+    path.parent.mkdir(parents=True)
+    lines = [
+        _line(0, "begin", run_id="r-1", name=EVIL, experiment="e"),
+        _line(1, "text", name="job.yaml", text=f"name: {EVIL}"),
+        _line(2, "lineage", values={"teacher.fingerprint": "abc", EVIL: EVIL}),
+        _line(3, "metrics", step=0, values={"held_out/student_loss": 5.0, "held_out/kl": 2.0}),
+        _line(4, "metrics", step=1, values={"loss/total": float("nan"), EVIL: 1.0}),
+        _line(5, "metrics", step=2, values={"loss/total": 3.0, "pool/asked": 8}),
+        "this is no record\n",
+        _line(6, "metrics", step=2, values={"pool/delivered": 8, "pool/consumed": 8}),
+        _line(7, "metrics", step=2, values={"held_out/student_loss": 4.0, "held_out/kl": 1.0}),
+        _line(8, "status", status="finished"),
+    ]
+    path.write_text("".join(lines) + '{"n": 9, "torn', encoding="utf-8")
+    return folder
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+
+def test_history_keeps_every_point_and_counts_damaged_lines(tmp_path: Path) -> None:
+    history = read_history(_spool(tmp_path))
+    assert [p.value for p in history.metrics["held_out/student_loss"]] == [5.0, 4.0]
+    assert (history.status, history.damaged, history.starts) == ("finished", 1, 1)
+    assert history.last("pool/consumed") == 8
+    assert history.at("held_out/kl", 0) == 2.0
+    assert history.last("never") is None
+
+
+def test_a_line_that_is_no_record_is_none() -> None:
+    for line in (b"", b"[]", b"null", b'{"n": 1}', b'{"n": "x"', b"\xff\xfe"):
+        assert parse_record(line) is None
+
+
+def test_a_run_without_a_spool_has_no_history(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_history(tmp_path)
+
+
+def test_the_report_is_one_file_that_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = write_report(_spool(tmp_path)).read_text(encoding="utf-8")
+    tags = _Tags()
+    tags.feed(page)
+    names = {tag for tag, _ in tags.seen}
+    assert not names & {"script", "link", "iframe", "object"}
+    sources = [attrs["src"] for tag, attrs in tags.seen if tag == "img"]
+    assert sources and all(str(src).startswith("data:image/svg+xml;base64,") for src in sources)
+    assert not re.search(r"url\(|@import|https?://", page)
+
+
+def test_everything_that_came_from_a_job_is_escaped(tmp_path: Path) -> None:
+    page = write_report(
+        _spool(tmp_path),
+        {"generated": EVIL, "note": EVIL},
+        [Row(EVIL, generated=EVIL)],
+    ).read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 7
+
+
+def test_measurements_are_named_before_and_after(tmp_path: Path) -> None:
+    page = write_report(_spool(tmp_path)).read_text(encoding="utf-8")
+    assert "<td>before</td><td>5.0000</td>" in page
+    assert "<td>after (2)</td><td>4.0000</td>" in page
+
+
+def test_the_counts_say_whether_every_sample_counted_once(tmp_path: Path) -> None:
+    history = read_history(_spool(tmp_path))
+    assert "asked = delivered = consumed" in render(history, {})
+    broken = {"pool": {"asked": 8, "delivered": 8, "consumed": 7}}
+    assert "asked, delivered, consumed differ" in render(history, broken)
+
+
+def test_an_empty_history_still_gives_a_page() -> None:
+    page = render(history_of([]), {})
+    assert page.startswith("<!doctype html>")
+    assert "<section>" not in page
+
+
+def test_the_same_history_gives_the_same_picture(tmp_path: Path) -> None:
+    history: History = read_history(_spool(tmp_path))
+    titles = [chart.title for chart in charts(history)]
+    assert titles == ["Loss terms", "Held-out loss", "Divergence from the teacher"]
+    chart = charts(history)[0]
+    assert draw(history, chart) == draw(history, chart)
+    assert draw(history, chart, "png").startswith(b"\x89PNG")
