@@ -1,0 +1,22 @@
+"""From sources to rows of tokens: read, tokenise, store, order, collate.
+
+Imports neither torch nor ray. Which documents exist and how they become samples is decided once,
+by `prepare`; which samples a step sees is a pure function of the step, by `Order`.
+"""
+
+from .collate import NumpyBatch, collate
+from .order import Order, Row, held_out_rows, share
+from .prepare import TokenData, prepare
+from .store import SampleStore
+
+__all__ = [
+    "NumpyBatch",
+    "Order",
+    "Row",
+    "SampleStore",
+    "TokenData",
+    "collate",
+    "held_out_rows",
+    "prepare",
+    "share",
+]

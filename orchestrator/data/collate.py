@@ -1,0 +1,55 @@
+"""Rows of samples -> arrays of one micro-batch.
+
+Promises: a sample's positions restart at 0, and its targets never look into another sample.
+Padding is one further segment at the row's end, whose positions restart at 0 too: transformers
+reads sample borders off the positions. Shape letters: R rows, T positions (the context).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .pack import Row
+from .store import SampleStore
+
+IGNORED = -100
+"""Target of a position that bears no loss; `strategies.contract.IGNORED` (which loads torch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NumpyBatch:
+    """One micro-batch, all int64. `targets[r, t]` is what position t predicts."""
+
+    input_ids: np.ndarray  # [R, T]; 0 in padding
+    position_ids: np.ndarray  # [R, T]
+    targets: np.ndarray  # [R, T]; IGNORED where no loss is borne
+    sample_index: np.ndarray  # [R, T]; index in the store, -1 in padding
+
+
+def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch:
+    """Lay out rows; an empty row is all padding.
+
+    Raises:
+        ValueError: a row is longer than the context.
+    """
+    shape = (len(rows), context)
+    input_ids = np.zeros(shape, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    targets = np.full(shape, IGNORED, dtype=np.int64)
+    sample_index = np.full(shape, -1, dtype=np.int64)
+    for r, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            tokens = store.tokens(sample)
+            end = start + len(tokens)
+            if end > context:
+                raise ValueError(f"row {r} has more than {context} tokens: {row}")
+            input_ids[r, start:end] = tokens
+            position_ids[r, start:end] = np.arange(len(tokens))
+            learned = store.loss_mask(sample)[1:]
+            targets[r, start : end - 1] = np.where(learned, tokens[1:], IGNORED)
+            sample_index[r, start:end] = sample
+            start = end
+        position_ids[r, start:] = np.arange(context - start)
+    return NumpyBatch(input_ids, position_ids, targets, sample_index)

@@ -1,0 +1,126 @@
+"""Which rows a step sees: a pure function of (samples, seed, epoch, step).
+
+Promises: each epoch holds every sample exactly once; the same step gives the same rows on any
+number of ranks, any micro-batch, any machine and numpy version, and after any resume. Nothing is
+drawn from a generator with state: the permutation sorts samples by a 64-bit hash.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from .pack import Row, pack
+from .store import SampleStore
+
+EPOCHS_KEPT = 2
+"""Epochs whose rows stay in memory: the current one, and the next for work asked ahead."""
+
+
+def permutation(size: int, *key: object) -> np.ndarray:
+    """[size] int64: the indexes in the order of a hash of (key, index).
+
+    The hash is SplitMix64 of index after index from a start that SHA-256 draws from the key.
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014.
+    """
+    start = hashlib.sha256(repr(key).encode()).digest()[:8]
+    z = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z += np.frombuffer(start, "<u8").astype(np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(z ^ (z >> np.uint64(31)), kind="stable")
+
+
+class Order:
+    """The sequence of global batches of a training.
+
+    Args:
+        store: its version and lengths decide the rows; no token is read.
+        context: tokens in a row.
+        global_batch: rows of a step over all ranks.
+        seed: of the job.
+        packing: several samples may share a row.
+    """
+
+    def __init__(
+        self, store: SampleStore, context: int, global_batch: int, seed: int, packing: bool
+    ) -> None:
+        if not len(store):
+            raise ValueError("an order needs at least one sample; the store is empty")
+        if store.lengths.max() > context:
+            raise ValueError(
+                f"a sample has {store.lengths.max()} tokens, above the context of {context}; "
+                "prepare the data with this context"
+            )
+        self._lengths, self._version = store.lengths, store.version
+        self._context, self._global_batch = context, global_batch
+        self._seed, self._packing = seed, packing
+        self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
+        self._ends: list[int] = []  # the step after each epoch's last, as far as counted
+
+    def epoch_rows(self, epoch: int) -> list[Row]:
+        """All rows of an epoch, without filling up."""
+        if epoch not in self._epochs:
+            order = permutation(len(self._lengths), self._seed, epoch, self._version).tolist()
+            rows = pack(order, self._lengths, self._context) if self._packing else None
+            self._epochs[epoch] = [(i,) for i in order] if rows is None else rows
+            if len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        self._epochs.move_to_end(epoch)
+        return self._epochs[epoch]
+
+    def steps_per_epoch(self, epoch: int) -> int:
+        """Steps of an epoch; packing may make epochs differ by a few."""
+        self._count(lambda: len(self._ends) > epoch)
+        return self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0)
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """(epoch, step in the epoch) of a step counted from 0 over all epochs."""
+        if step < 0:
+            raise ValueError(f"step {step} is below 0")
+        self._count(lambda: bool(self._ends) and self._ends[-1] > step)
+        epoch = int(np.searchsorted(self._ends, step, side="right"))
+        return epoch, step - (self._ends[epoch - 1] if epoch else 0)
+
+    def rows(self, step: int) -> list[Row]:
+        """The `global_batch` rows of a step; an epoch's last ones may be empty."""
+        epoch, within = self.locate(step)
+        start = within * self._global_batch
+        rows = self.epoch_rows(epoch)[start : start + self._global_batch]
+        return rows + [()] * (self._global_batch - len(rows))
+
+    def _count(self, enough: Callable[[], bool]) -> None:
+        while not enough():
+            epoch = len(self._ends)
+            rows = len(self.epoch_rows(epoch)) if self._packing else len(self._lengths)
+            steps = -(-rows // self._global_batch)
+            self._ends.append(steps + (self._ends[-1] if self._ends else 0))
+
+
+def share(rows: Sequence[Row], rank: int, world: int, micro_batch: int) -> list[list[Row]]:
+    """A rank's rows of a global batch: one contiguous block, cut into micro-batches.
+
+    Args:
+        rows: a multiple of world * micro_batch; every rank gets the same number.
+    """
+    if len(rows) % (world * micro_batch) or not 0 <= rank < world:
+        raise ValueError(
+            f"{len(rows)} rows do not divide over {world} ranks (this is {rank}) in micro-batches "
+            f"of {micro_batch}; the number must be a multiple of {world * micro_batch}"
+        )
+    block = len(rows) // world
+    own = list(rows[rank * block : (rank + 1) * block])
+    return [own[start : start + micro_batch] for start in range(0, block, micro_batch)]
+
+
+def held_out_rows(store: SampleStore, context: int, limit: int | None) -> list[Row]:
+    """Packed rows for evaluation, the same for every job over the same held-out samples.
+
+    Samples are permuted, so that the first rows are a fair sample of all documents.
+
+    Args:
+        limit: at most this many rows; None: all.
+    """
+    order = permutation(len(store), "held out").tolist()
+    return pack(order, store.lengths, context)[:limit]

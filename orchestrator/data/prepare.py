@@ -1,0 +1,278 @@
+"""The data of a job, tokenised once and shared by whoever asks for the same.
+
+Promises: `version` depends on what the documents say, on the fields of the spec that decide
+samples, and on the tokenizer; not on paths, times or machines. A version's folder is published
+by rename, complete or not at all, so any number of processes may prepare at once. Where all
+sources are files that did not change, a second call reads none of them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.data import DataSpec, Format, Messages
+
+from .chat import chat_of
+from .read import Document, read_documents
+from .sources import format_of, source_files
+from .split import is_held_out
+from .store import FILES, SampleStore, StoreWriter
+from .tokenise import cut, encoded_documents
+from .tokenizer import load_tokenizer, tokenizer_identity
+
+LAYOUT = "1"
+"""Raised whenever the same input would give other samples or other files."""
+PARTS = ("train", "held_out")
+MANIFEST = "manifest.json"
+_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+
+
+class HeldOutEmpty(UserWarning):
+    """A share is to be held out, but the rule chose no document."""
+
+
+@dataclass(slots=True)
+class Counts:
+    """What became of the documents; kept with the data."""
+
+    documents: int = 0
+    held_out_documents: int = 0
+    samples: int = 0
+    tokens: int = 0
+    learned: int = 0  # tokens of train samples that bear loss
+    dropped_long: int = 0  # documents above the context, under `long_documents: drop`
+    dropped_without_loss: int = 0  # samples with nothing to learn
+
+
+@dataclass(frozen=True, slots=True)
+class TokenData:
+    """The samples of a job. `folder` holds the files, readable by any process of this node."""
+
+    version: str
+    train: SampleStore
+    held_out: SampleStore
+    counts: Counts
+    folder: Path
+
+
+def prepare(spec: DataSpec, tokenizer_folder: str, cache_folder: str) -> TokenData:
+    """Tokenise a job's data, or find it done.
+
+    Args:
+        spec: sources and rules.
+        tokenizer_folder: of the job's tokenizer.
+        cache_folder: where versions are kept.
+
+    Raises:
+        SpecError: a source is faulty, or nothing is left to train on.
+    """
+    cache = Path(cache_folder)
+    (cache / "keys").mkdir(parents=True, exist_ok=True)
+    quick = _quick_key(spec, tokenizer_folder)
+    data = _remembered(cache, quick)
+    if data is None:
+        tokenizer = load_tokenizer(tokenizer_folder)
+        version = _version(spec, tokenizer)
+        data = _open(cache / version) or _build(spec, tokenizer, tokenizer_folder, cache, version)
+        _remember(cache, quick, version)
+    _check(data, spec)
+    return data
+
+
+# --- naming --------------------------------------------------------------------------------------
+
+
+def _version(spec: DataSpec, tokenizer: Any) -> str:
+    digest = _Digest(spec, tokenizer)
+    for _ in digest.through(read_documents(spec)):
+        pass
+    return digest.version
+
+
+class _Digest:
+    """Hashes documents as they pass."""
+
+    def __init__(self, spec: DataSpec, tokenizer: Any) -> None:
+        formats = [format_of(source) for source in spec.sources]
+        chat = any(isinstance(format, Messages) for format in formats)
+        described = {
+            "layout": LAYOUT,
+            "context": spec.context,
+            "long_documents": spec.long_documents,
+            "held_out": spec.held_out,
+            "tokenizer": tokenizer_identity(tokenizer),
+            "chat": asdict(chat_of(tokenizer)) if chat else None,
+        }
+        self._formats = [format.kind for format in formats]
+        self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+
+    def through(self, documents: Iterable[Document]) -> Iterator[Document]:
+        for document in documents:
+            entry = [document.id, self._formats[document.source], document.content]
+            self._hash.update(json.dumps(entry, sort_keys=True, default=str).encode() + b"\n")
+            yield document
+
+    @property
+    def version(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _quick_key(spec: DataSpec, tokenizer_folder: str) -> str | None:
+    """Names sizes and times of all files read; None where a source has no such files."""
+    stats: list[Any] = [_stats(_tokenizer_files(tokenizer_folder))]
+    for index, source in enumerate(spec.sources):
+        files = source_files(source, f"data.sources.{index}")
+        if files is None:
+            return None
+        stats.append(_stats(files))
+    described = [LAYOUT, spec.model_dump(mode="json", exclude={"packing", "workers"}), stats]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_files(folder: str) -> list[Path]:
+    return sorted(path for glob in _TOKENIZER_FILES for path in Path(folder).glob(glob))
+
+
+def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    stats = [(path, path.stat()) for path in files]
+    return [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def _remembered(cache: Path, quick: str | None) -> TokenData | None:
+    file = cache / "keys" / f"{quick}"
+    if quick is None or not file.is_file():
+        return None
+    return _open(cache / file.read_text(encoding="ascii"))
+
+
+def _remember(cache: Path, quick: str | None, version: str) -> None:
+    if quick is not None:
+        temporary = cache / _temporary("key")
+        temporary.write_text(version, encoding="ascii")
+        temporary.replace(cache / "keys" / quick)
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def _build(
+    spec: DataSpec, tokenizer: Any, tokenizer_folder: str, cache: Path, version: str
+) -> TokenData:
+    temporary = cache / _temporary(version[:16])
+    try:
+        counts = _write(spec, tokenizer, tokenizer_folder, temporary, version)
+        sizes = {f"{p}/{f}": (temporary / p / f).stat().st_size for p in PARTS for f in FILES}
+        manifest = {"version": version, "files": sizes, "counts": asdict(counts)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        return _publish(temporary, cache / version)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(
+    spec: DataSpec, tokenizer: Any, tokenizer_folder: str, folder: Path, version: str
+) -> Counts:
+    counts, digest, ids = Counts(), _Digest(spec, tokenizer), set[str]()
+    formats: list[Format] = [format_of(source) for source in spec.sources]
+    documents = digest.through(read_documents(spec))
+    encoded = encoded_documents(documents, formats, tokenizer, tokenizer_folder, spec.workers)
+    with StoreWriter(folder / "train") as train, StoreWriter(folder / "held_out") as held_out:
+        for document, tokens in encoded:
+            apart = is_held_out(document.id, spec.held_out)
+            samples = cut(document.id, tokens, spec.context, spec.long_documents)
+            counts.documents += 1
+            counts.held_out_documents += apart
+            counts.dropped_long += not samples
+            for sample in samples:
+                learned = int(sample.loss_mask.sum())
+                if not learned:
+                    counts.dropped_without_loss += 1
+                    continue
+                if sample.id in ids:
+                    raise SpecError(
+                        "data.sources",
+                        f"two samples are called {sample.id!r}",
+                        "Give documents ids that do not end in #<number>",
+                    )
+                ids.add(sample.id)
+                (held_out if apart else train).add(sample)
+                counts.samples += 1
+                counts.tokens += len(sample.tokens)
+                counts.learned += 0 if apart else learned
+    if digest.version != version:
+        raise SpecError(
+            "data.sources",
+            "gave other documents when read a second time",
+            "Do not change files meanwhile; an import source must be deterministic",
+        )
+    return counts
+
+
+def _publish(temporary: Path, final: Path) -> TokenData:
+    for _ in range(3):
+        try:
+            temporary.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            data = _open(final)
+            if data is not None:
+                return data  # another process was first
+            # What is there is torn: put it aside, then try again.
+            aside = final.with_name(_temporary("torn"))
+            final.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+            continue
+        data = _open(final)
+        if data is not None:
+            return data
+    raise OSError(f"{final} cannot be published: it is torn again each time")
+
+
+def _temporary(what: str) -> str:
+    return f".{what}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _open(folder: Path) -> TokenData | None:
+    """What is published in a folder; None if nothing is, or a file was cut short."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return None  # torn: built anew
+    for name, size in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != size:
+            return None
+    version = manifest["version"]
+    train, held_out = (SampleStore.open(folder / part, version) for part in PARTS)
+    return TokenData(version, train, held_out, Counts(**manifest["counts"]), folder)
+
+
+def _check(data: TokenData, spec: DataSpec) -> None:
+    counts = data.counts
+    if not len(data.train):
+        account = ", ".join(f"{f.name} {getattr(counts, f.name)}" for f in fields(counts))
+        raise SpecError(
+            "data",
+            f"nothing is left to train on: no sample has a token to learn ({account})",
+            "Add longer documents, lower data.held_out, raise data.context, or check the format",
+        )
+    if spec.held_out > 0 and not len(data.held_out):
+        warnings.warn(
+            f"data.held_out is {spec.held_out:g}, but the rule chose none of {counts.documents} "
+            "documents with anything to learn: nothing will be measured on unseen text. Add "
+            "documents or raise data.held_out",
+            HeldOutEmpty,
+            stacklevel=3,
+        )

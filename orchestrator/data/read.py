@@ -1,0 +1,139 @@
+"""All sources of a job -> documents with unique ids and checked content.
+
+Promises: the same sources give the same documents in the same order with the same ids, wherever
+they lie. A record's own `id`, if it is a string, is its id. A faulty record is a `SpecError`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.data import (
+    Completion,
+    DataSpec,
+    Format,
+    ImportSource,
+    Messages,
+    PlainText,
+    TextSource,
+)
+
+from .sources import format_of, open_source
+
+Content = str | tuple[str, str] | list[dict[str, Any]]
+"""A text; a (prompt, completion) pair; or messages with at least a role each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document. `source` is the index of its source in the job."""
+
+    id: str
+    content: Content
+    source: int
+
+
+def read_documents(spec: DataSpec) -> Iterator[Document]:
+    """The documents of all sources, in order, up to `max_documents`.
+
+    An id that an earlier source already used gets `@<source index>` appended; twice in one source
+    is refused.
+
+    Raises:
+        SpecError: a source is missing, empty or malformed, or an id repeats.
+    """
+    return islice(_all(spec), spec.max_documents)
+
+
+def _all(spec: DataSpec) -> Iterator[Document]:
+    seen: dict[str, int] = {}
+    for index, source in enumerate(spec.sources):
+        field = f"data.sources.{index}"
+        own_ids = not isinstance(source, TextSource | ImportSource)
+        empty = True
+        for name, record in open_source(source, field):
+            empty = False
+            own = record.get("id") if own_ids else None
+            name = _unique(own if isinstance(own, str) and own else name, index, seen, field)
+            yield Document(name, _content(record, format_of(source), field, name), index)
+        if empty:
+            raise SpecError(field, "gives no document", "Remove the source or fill it")
+
+
+def _unique(name: str, index: int, seen: dict[str, int], field: str) -> str:
+    _check_text(name, field, f"id {name!r}")
+    if seen.get(name, index) != index:
+        name = f"{name}@{index}"
+    if name in seen:
+        raise SpecError(
+            field,
+            f"document id {name!r} occurs twice",
+            "Make ids unique, or rename the field `id` to have rows numbered",
+        )
+    seen[name] = index
+    return name
+
+
+def _content(record: Mapping[str, Any], format: Format, field: str, name: str) -> Content:
+    match format:
+        case PlainText():
+            return _text(record, format.field, field, name)
+        case Completion():
+            return (
+                _text(record, format.prompt, field, name),
+                _text(record, format.completion, field, name),
+            )
+        case Messages():
+            return _messages(record, format.field, field, name)
+
+
+def _text(record: Mapping[str, Any], column: str, field: str, name: str) -> str:
+    value = record[column]
+    where = f"document {name!r}, column {column!r}"
+    if not isinstance(value, str):
+        raise SpecError(
+            field,
+            f"{where}: {type(value).__name__}, not a string",
+            "Drop or repair such records, or name another column in the format",
+        )
+    _check_text(value, field, where)
+    return value
+
+
+def _check_text(value: str, field: str, where: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SpecError(
+            field,
+            f"{where}: half of a surrogate pair at character {error.start}, which is no text",
+            "Repair the record",
+        ) from error
+
+
+def _messages(record: Mapping[str, Any], column: str, field: str, name: str) -> Content:
+    value = record[column]
+    where = f"document {name!r}, column {column!r}"
+    if not isinstance(value, list) or not value:
+        raise SpecError(
+            field,
+            f"{where}: {type(value).__name__} without messages",
+            'Give a list of {"role": ..., "content": ...}',
+        )
+    messages = []
+    for index, message in enumerate(value):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise SpecError(
+                field,
+                f"{where}, message {index} has no role",
+                'Give a list of {"role": ..., "content": ...}',
+            )
+        # Columnar files fill absent keys with None, and templates would print it.
+        kept = {key: item for key, item in message.items() if item is not None}
+        for key, item in kept.items():
+            if isinstance(item, str):
+                _check_text(item, field, f"{where}, message {index}, {key!r}")
+        messages.append(kept)
+    return messages
