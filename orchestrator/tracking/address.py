@@ -118,4 +118,4 @@ def _is_writable(path: Path) -> bool:
     nearest = path
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent
-    return os.access(nearest, os.W_OK)
+    return os.access(nearest, os.W_OK) and (nearest.is_dir() or nearest == path)

@@ -24,7 +24,7 @@ from .uploader import DrainReport, Pace, Uploader
 logger = logging.getLogger(__name__)
 
 Status = Literal["finished", "failed", "interrupted"]
-UNTHINNED = ("held_out/",)
+UNTHINNED = ("held_out/", "cost/")
 """Metrics that `tracking.every_steps` does not thin."""
 
 
@@ -102,7 +102,7 @@ class Tracker:
         self.text("job.yaml", yaml.safe_dump(safe, sort_keys=False, allow_unicode=True))
 
     def metrics(self, step: int, values: Mapping[str, float]) -> None:
-        """Values of one optimiser step; thinned to every `tracking.every_steps`, but held-out ones.
+        """Values of one optimiser step; thinned to every `tracking.every_steps`.
 
         A name's steps rise: a value for a step at or before the last one recorded is what a
         restart replays, and is left out.

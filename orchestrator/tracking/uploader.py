@@ -179,10 +179,10 @@ class Shipment:
         Raises:
             SinkDown: the store does not take it now; the cursor stands where it is true.
         """
-        entries = read_page(self._folder, self._cursor.offset)
-        if not entries:
+        if not count_lines(self._folder, self._cursor.offset):
             return False
-        self._open()
+        self._open()  # may find that another run over there lacks what the cursor has passed
+        entries = read_page(self._folder, self._cursor.offset)
         pairs = [(entry.record, entry.end) for entry in entries]
         for batch in _batches(pairs):
             try:
@@ -211,7 +211,7 @@ class Shipment:
         except SinkRefused as refusal:
             raise SinkDown(str(refusal)) from refusal  # nothing can be sent without a run
         if self._cursor.mlflow_run not in (None, run):  # another run there: it lacks the rest
-            self._cursor = Cursor(self._cursor.target, registered=self._cursor.registered)
+            self._cursor = Cursor(self._cursor.target)
         self._publish(replace(self._cursor, mlflow_run=run))
         self._opened = True
 
