@@ -1,0 +1,45 @@
+"""What to bring up: the whole description of a pool. No Ray, no torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from orchestrator.spec.models import RoleSpec
+
+from .engine import load_role
+from .records import Loader, RoleLoad
+from .supervise import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class PoolPlan:
+    """A pool. Ephemeral pools go when their driver goes; standing ones stay until taken down."""
+
+    name: str
+    roles: Mapping[str, RoleSpec]
+    standing: bool = False
+    restarts: int = 8  # replica deaths made good
+    restart_window_s: float | None = None  # only deaths this recent count; None: all
+    deterministic: bool = False
+    seed: int = 0  # of fresh weights
+    packing: bool = False  # rows hold several samples: refuse a model that mixes them
+    env: Mapping[str, str] = field(default_factory=dict)  # environment variables of replicas
+    load: Loader = load_role
+    lease_s: float = 120.0  # an ephemeral pool whose driver is silent this long ends itself
+    ping_every_s: float = 1.0
+    ping_timeout_s: float = 10.0
+    missed_pings: int = 6  # in a row, after which a replica is given up
+    start_s: float = 900.0  # for a replica to be scheduled and loaded
+
+    @property
+    def policy(self) -> Policy:
+        """Budgets of its controller."""
+        return Policy(self.restarts, self.restart_window_s, self.missed_pings, self.start_s)
+
+    @property
+    def copies(self) -> dict[str, int]:
+        """Wanted replicas by role."""
+        return {role: spec.replicas for role, spec in self.roles.items()}
+
+    def load_of(self, role: str) -> RoleLoad:
+        """What a replica of a role loads."""
+        return RoleLoad(role, self.roles[role], self.deterministic, self.seed, self.packing)
