@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -35,7 +36,8 @@ def export_folder(
     """Write a student as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
-        module: a transformers model, with or without peft's wrapper.
+        module: a transformers model, with or without peft's wrapper. Of any other module only
+            `model.safetensors` is written: its own code is what builds it.
         tokenizer_folder: whose tokenizer files are copied in; None for models without text.
         target: the folder to make; replaced if it exists.
         lora: of a wrapped module; its `export` says whether adapters are merged into the base or
@@ -95,8 +97,11 @@ def _save(module: nn.Module, folder: Path, lora: LoraSpec | None) -> None:
     if lora is not None and lora.export == "merged":
         saved = unwrapped(module)
         saved.save_pretrained(folder, state_dict=merged_state(module))
-    else:
+    elif hasattr(module, "save_pretrained"):
         saved.save_pretrained(folder)
+    else:
+        folder.mkdir()
+        save_model(module, str(folder / "model.safetensors"))
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:
