@@ -16,15 +16,16 @@ from torch import Tensor
 
 from .contract import Head
 
-CHUNK_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
-"""Bytes of one [C, V] float32 buffer, by device type."""
+CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 16 << 20, 256 << 20
+"""Bytes of one [C, V] float32 buffer: larger ones gain nothing, smaller ones slow the products."""
 LEAST_ROWS = 64
 """Below this many rows matrix products are slow, so huge vocabularies get larger buffers."""
 
 
 def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """Slices that cut `count` positions into nearly equal chunks of a [C, width] buffer."""
-    fitting = CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]) // (4 * width)
+    budget = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
+    fitting = budget // (4 * width)
     rows = min(count, max(LEAST_ROWS, fitting))
     pieces = -(-count // rows) if count else 0
     for piece in range(pieces):
