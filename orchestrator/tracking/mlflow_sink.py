@@ -208,7 +208,7 @@ def _translated(doing: str) -> Iterator[None]:
 
 def _brief(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _safe_key(key: str) -> str:

@@ -167,6 +167,11 @@ def read_page(run_folder: str | Path, offset: int, limit_bytes: int = 1 << 20) -
     return entries
 
 
+def has_more(run_folder: str | Path, offset: int) -> bool:
+    """Whether a complete line follows `offset`."""
+    return bool(read_page(run_folder, offset, limit_bytes=1))
+
+
 def count_lines(run_folder: str | Path, offset: int) -> int:
     """Complete lines from `offset` on."""
     with open(Path(run_folder) / SPOOL, "rb") as spool:

@@ -25,7 +25,7 @@ from orchestrator.evaluation.history import SPOOL, Record
 
 from .address import Address
 from .sink import MetricValue, RunHeader, Sink, SinkDown, SinkRefused
-from .spool import Cursor, count_lines, publish_cursor, read_cursor, read_page
+from .spool import Cursor, count_lines, has_more, publish_cursor, read_cursor, read_page
 
 logger = logging.getLogger(__name__)
 
@@ -121,9 +121,8 @@ class Uploader:
         """Where the spool stands now."""
         return report_on(self._folder, self._address, self._cause)
 
-    def _waiting(self) -> int:
-        cursor = read_cursor(self._folder, self._address.shown)
-        return count_lines(self._folder, cursor.offset)
+    def _waiting(self) -> bool:
+        return has_more(self._folder, read_cursor(self._folder, self._address.shown).offset)
 
     def _run(self) -> None:
         pace, pause, shipment = self._pace, self._pace.first_pause_s, None
@@ -179,7 +178,7 @@ class Shipment:
         Raises:
             SinkDown: the store does not take it now; the cursor stands where it is true.
         """
-        if not count_lines(self._folder, self._cursor.offset):
+        if not has_more(self._folder, self._cursor.offset):
             return False
         self._open()  # may find that another run over there lacks what the cursor has passed
         entries = read_page(self._folder, self._cursor.offset)
