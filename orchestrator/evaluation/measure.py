@@ -7,7 +7,7 @@ does not depend on the cut. Plain numbers only: no torch, no numpy.
 Sums, by name: `nll` (nats), `count` (positions), `correct` (top-1), `calibration_count`,
 `calibration_confidence`, `calibration_correct` (one value a bin of the top-1 probability). With a
 role to compare with also `teacher_nll`, `teacher_correct`, `agreement` (same top-1) and `kl`
-(nats, role || student).
+(nats, role || student); a top-k signal has no `teacher_nll`, as it does not know every target.
 """
 
 import math
@@ -18,12 +18,17 @@ from typing import Any
 Sums = Mapping[str, float | list[float]]
 
 _BINS = ("calibration_count", "calibration_confidence", "calibration_correct")
-COMPARED = ("teacher_nll", "teacher_correct", "agreement", "kl")
+_COMPARED_MEANS = {
+    "teacher_loss": "teacher_nll",
+    "teacher_accuracy": "teacher_correct",
+    "top1_agreement": "agreement",
+    "kl": "kl",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One measurement of a student on held-out text. None: no role was compared with."""
+    """One measurement of a student on held-out text. None: not known, or no role to compare."""
 
     positions: int
     student_loss: float  # nats a token
@@ -53,16 +58,13 @@ class Evaluation:
                 "evaluation.rows"
             )
         loss = _number(sums, "nll") / count
-        compared: dict[str, float] = {}
-        if all(name in sums for name in COMPARED):
-            teacher_loss = _number(sums, "teacher_nll") / count
-            compared = {
-                "teacher_loss": teacher_loss,
-                "teacher_perplexity": perplexity(teacher_loss),
-                "teacher_accuracy": _number(sums, "teacher_correct") / count,
-                "top1_agreement": _number(sums, "agreement") / count,
-                "kl": _number(sums, "kl") / count,
-            }
+        compared = {
+            mean: _number(sums, total) / count
+            for mean, total in _COMPARED_MEANS.items()
+            if total in sums
+        }
+        if "teacher_loss" in compared:
+            compared["teacher_perplexity"] = perplexity(compared["teacher_loss"])
         return cls(
             positions=round(count),
             student_loss=loss,

@@ -43,6 +43,13 @@ def test_without_a_role_the_comparison_is_absent_not_zero() -> None:
     assert found.metrics()["held_out/student_loss"] == 1.5
 
 
+def test_a_top_k_teacher_has_agreement_but_no_loss() -> None:
+    known = {name: value for name, value in COMPARED.items() if name != "teacher_nll"}
+    found = Evaluation.from_sums({**PART, **known})
+    assert (found.teacher_loss, found.teacher_perplexity) == (None, None)
+    assert (found.top1_agreement, found.kl, found.teacher_accuracy) == (0.5, 0.25, 0.75)
+
+
 def test_adding_parts_in_any_order_equals_measuring_the_whole() -> None:
     other = {**PART, "nll": 1.0, "count": 1.0, "calibration_count": [0.0, 1.0]}
     both = add(add({}, PART), other)
