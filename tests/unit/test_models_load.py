@@ -151,7 +151,7 @@ def test_missing_weights_are_refused_and_not_drawn(folder: Path):
 def test_weights_of_another_shape_are_refused(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
-    with pytest.raises(SpecError, match="model.path"):
+    with pytest.raises(SpecError, match=r"model\.path"):
         load_model(ModelSpec(path=str(folder)))
 
 
@@ -206,14 +206,14 @@ def test_a_shard_that_is_missing_is_refused(folder: Path):
 
 def test_a_misspelt_folder_is_refused_with_the_nearest(folder: Path):
     wrong = str(folder).replace("teacher", "teecher")
-    with pytest.raises(SpecError, match="Did you mean .*/teacher'"):
+    with pytest.raises(SpecError, match=r"Did you mean .*/teacher'"):
         check_folder(wrong, ModelSpec(path=wrong), "roles.teacher.path")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}"])
 def test_a_config_that_says_nothing_is_refused(folder: Path, content: str):
     (folder / "config.json").write_text(content)
-    with pytest.raises(SpecError, match="config.json"):
+    with pytest.raises(SpecError, match=r"config\.json"):
         check_folder(folder, ModelSpec(path=str(folder)), "student.path")
 
 
