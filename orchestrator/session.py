@@ -39,7 +39,7 @@ class Session:
 
     def __init__(self, jobs: Sequence[JobSpec], on_event: Callable[[Event], None]) -> None:
         self._jobs, self._on_event = jobs, on_event
-        self._pools: dict[str, Pool] = {}
+        self.pools: dict[str, Pool] = {}
         self._group: Group | None = None
         self._began = time.monotonic()
         self._started_ray = False
@@ -61,7 +61,7 @@ class Session:
             if self._group is not None:
                 self._group.stop()
         finally:
-            for pool in self._pools.values():
+            for pool in self.pools.values():
                 pool.down()
             self._leave_ray()
 
@@ -163,14 +163,14 @@ class Session:
             ],
             sort_keys=True,
         )
-        if key not in self._pools:
-            for other in list(self._pools):
-                self._pools.pop(other).down()  # its replicas hold what the new ones need
+        if key not in self.pools:
+            for other in list(self.pools):
+                self.pools.pop(other).down()  # its replicas hold what the new ones need
             began = time.monotonic()
             self._on_event(Phase(job.name, f"loading {', '.join(roles)}"))
-            self._pools[key] = Pool.up(wanted)
+            self.pools[key] = Pool.up(wanted)
             self.seconds["pool"] = time.monotonic() - began
-        return self._pools[key]
+        return self.pools[key]
 
     def _group_for(self, job: JobSpec) -> Group:
         wanted = GroupPlan.of(job, str(CACHE / "groups"))
