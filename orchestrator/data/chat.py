@@ -7,43 +7,14 @@ sandbox of transformers.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.errors import SpecError
 
+from .tokenizer import Chat
+
 _MARKER = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Chat:
-    """A tokenizer's chat template. `variables` are the special tokens it may write."""
-
-    template: str
-    variables: dict[str, Any]
-
-    @property
-    def marked(self) -> bool:
-        """Whether the template marks what the assistant writes."""
-        return _MARKER.search(self.template) is not None
-
-
-def chat_of(tokenizer: Any) -> Chat:
-    """The chat template of a tokenizer.
-
-    Raises:
-        SpecError: it has none.
-    """
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise SpecError(
-            "data.sources.*.format",
-            "messages need a chat template, and the job's tokenizer has none",
-            "Use the tokenizer of a chat model, or format `completion` or `text`",
-        ) from error
-    return Chat(template, dict(tokenizer.special_tokens_map))
 
 
 def render(chat: Chat, messages: list[dict[str, Any]], where: str) -> tuple[str, list[Span]]:
@@ -55,7 +26,7 @@ def render(chat: Chat, messages: list[dict[str, Any]], where: str) -> tuple[str,
     Raises:
         SpecError: the template refuses the messages, or does not let turns be told apart.
     """
-    if chat.marked:
+    if _marked(chat):
         return _rendered(chat, messages, False, where)
     whole, _ = _rendered(chat, messages, False, where)
     spans = []
@@ -75,6 +46,10 @@ def render(chat: Chat, messages: list[dict[str, Any]], where: str) -> tuple[str,
     return whole, spans
 
 
+def _marked(chat: Chat) -> bool:
+    return _MARKER.search(chat.template) is not None
+
+
 def _rendered(
     chat: Chat, messages: list[dict[str, Any]], ask: bool, where: str
 ) -> tuple[str, list[Span]]:
@@ -85,7 +60,7 @@ def _rendered(
         rendered: Any = render_jinja_template(
             [messages],
             chat_template=chat.template,
-            return_assistant_tokens_mask=chat.marked,
+            return_assistant_tokens_mask=_marked(chat),
             add_generation_prompt=ask,
             **chat.variables,
         )
@@ -96,4 +71,4 @@ def _rendered(
             "Write roles and contents as the template expects them",
         ) from error
     texts, spans = rendered
-    return texts[0], [tuple(span) for span in spans[0]] if chat.marked else []
+    return texts[0], [tuple(span) for span in spans[0]] if _marked(chat) else []

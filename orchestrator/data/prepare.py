@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
@@ -20,16 +21,18 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec.data import DataSpec, Format, Messages
 
-from .chat import chat_of
+from .format import required_chat
 from .read import Document, read_documents
 from .sources import format_of, source_files
 from .split import is_held_out
 from .store import FILES, SampleStore, StoreWriter
 from .tokenise import cut, encoded_documents
-from .tokenizer import load_tokenizer, tokenizer_identity
+from .tokenizer import TextTokenizer, load_tokenizer
 
 LAYOUT = "1"
 """Raised whenever the same input would give other samples or other files."""
+ABANDONED_S = 7 * 86400.0
+"""A build that takes longer than this is taken for dead."""
 PARTS = ("train", "held_out")
 MANIFEST = "manifest.json"
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
@@ -90,7 +93,7 @@ def prepare(spec: DataSpec, tokenizer_folder: str, cache_folder: str) -> TokenDa
 # --- naming --------------------------------------------------------------------------------------
 
 
-def _version(spec: DataSpec, tokenizer: Any) -> str:
+def _version(spec: DataSpec, tokenizer: TextTokenizer) -> str:
     digest = _Digest(spec, tokenizer)
     for _ in digest.through(read_documents(spec)):
         pass
@@ -100,7 +103,7 @@ def _version(spec: DataSpec, tokenizer: Any) -> str:
 class _Digest:
     """Hashes documents as they pass."""
 
-    def __init__(self, spec: DataSpec, tokenizer: Any) -> None:
+    def __init__(self, spec: DataSpec, tokenizer: TextTokenizer) -> None:
         formats = [format_of(source) for source in spec.sources]
         chat = any(isinstance(format, Messages) for format in formats)
         described = {
@@ -108,8 +111,8 @@ class _Digest:
             "context": spec.context,
             "long_documents": spec.long_documents,
             "held_out": spec.held_out,
-            "tokenizer": tokenizer_identity(tokenizer),
-            "chat": asdict(chat_of(tokenizer)) if chat else None,
+            "tokenizer": tokenizer.identity,
+            "chat": asdict(required_chat(tokenizer)) if chat else None,
         }
         self._formats = [format.kind for format in formats]
         self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
@@ -164,8 +167,9 @@ def _remember(cache: Path, quick: str | None, version: str) -> None:
 
 
 def _build(
-    spec: DataSpec, tokenizer: Any, tokenizer_folder: str, cache: Path, version: str
+    spec: DataSpec, tokenizer: TextTokenizer, tokenizer_folder: str, cache: Path, version: str
 ) -> TokenData:
+    _sweep(cache)
     temporary = cache / _temporary(version[:16])
     try:
         counts = _write(spec, tokenizer, tokenizer_folder, temporary, version)
@@ -178,7 +182,7 @@ def _build(
 
 
 def _write(
-    spec: DataSpec, tokenizer: Any, tokenizer_folder: str, folder: Path, version: str
+    spec: DataSpec, tokenizer: TextTokenizer, tokenizer_folder: str, folder: Path, version: str
 ) -> Counts:
     counts, digest, ids = Counts(), _Digest(spec, tokenizer), set[str]()
     formats: list[Format] = [format_of(source) for source in spec.sources]
@@ -239,6 +243,13 @@ def _publish(temporary: Path, final: Path) -> TokenData:
 
 def _temporary(what: str) -> str:
     return f".{what}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp"
+
+
+def _sweep(cache: Path) -> None:
+    """Remove what builds that were killed left behind."""
+    for folder in cache.glob(".*.tmp"):
+        if folder.is_dir() and time.time() - folder.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _open(folder: Path) -> TokenData | None:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from multiprocessing import get_context
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from orchestrator.spec.data import Format
 
 from .format import Encoded, encode
 from .read import Document
-from .tokenizer import load_tokenizer
+from .tokenizer import TextTokenizer, load_tokenizer
 
 BATCH_DOCUMENTS = 256
 BATCH_CHARACTERS = 1 << 21
@@ -37,7 +37,7 @@ class Sample:
 def encoded_documents(
     documents: Iterable[Document],
     formats: Sequence[Format],
-    tokenizer: Any,
+    tokenizer: TextTokenizer,
     tokenizer_folder: str,
     workers: int,
 ) -> Iterator[tuple[Document, Encoded]]:
@@ -108,14 +108,16 @@ def _characters(document: Document) -> int:
     return len(content) if isinstance(content, str) else sum(map(len, content))
 
 
-def _encode(tokenizer: Any, formats: Sequence[Format], batch: list[Document]) -> list[Encoded]:
+def _encode(
+    tokenizer: TextTokenizer, formats: Sequence[Format], batch: list[Document]
+) -> list[Encoded]:
     encoded: list[Encoded] = []
     for source, documents in groupby(batch, key=lambda document: document.source):
         encoded += encode(tokenizer, list(documents), formats[source])
     return encoded
 
 
-_worker: tuple[Any, Sequence[Format]] | None = None
+_worker: tuple[TextTokenizer, Sequence[Format]] | None = None
 """Of a worker process: its tokenizer and the sources' formats."""
 
 
