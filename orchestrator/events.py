@@ -30,8 +30,9 @@ class Phase:
 class StepDone:
     """One optimiser step is done.
 
-    `metrics` hold at least `loss`, `tokens_per_s`, `student_wait_share` (0 to 1) and, with a pool,
-    `pool_busy_share` (0 to 1); loss terms are `loss/<term>`.
+    `metrics` are those that tracking records: `loss/total` and `loss/<term>`, `schedule/<number>`,
+    `throughput/tokens_per_s`, `student/wait_share` (0 to 1) and, with a pool, `pool/busy_share` (0
+    to 1).
     """
 
     job: str

@@ -5,7 +5,16 @@
 ray.
 """
 
-from .capacity import Inventory, Node, Plan, RolePlan, plan
+from .capacity import Inventory, Node, Plan, RolePlan, check_roles_fit, plan
 from .checks import check_run_folder, preflight
 
-__all__ = ["Inventory", "Node", "Plan", "RolePlan", "check_run_folder", "plan", "preflight"]
+__all__ = [
+    "Inventory",
+    "Node",
+    "Plan",
+    "RolePlan",
+    "check_roles_fit",
+    "check_run_folder",
+    "plan",
+    "preflight",
+]

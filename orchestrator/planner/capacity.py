@@ -15,7 +15,13 @@ from orchestrator.errors import SpecError
 from orchestrator.models.tokenizer import vocabulary_size
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import StandingPool
-from orchestrator.spec.models import EncodingSpec, HiddenEncoding, ModelSpec, ResourcesSpec
+from orchestrator.spec.models import (
+    EncodingSpec,
+    HiddenEncoding,
+    ModelSpec,
+    ResourcesSpec,
+    RoleSpec,
+)
 
 from .sizes import ModelSize, model_size
 from .tokenizers import job_tokenizer
@@ -73,18 +79,19 @@ class Plan:
     warnings: tuple[str, ...] = ()
 
 
-def plan(job: JobSpec, inventory: Inventory, earlier: Sequence[JobSpec] = ()) -> Plan:
+def plan(job: JobSpec, inventory: Inventory | None, earlier: Sequence[JobSpec] = ()) -> Plan:
     """Plan a job for a cluster.
 
     Args:
         job: the job.
-        inventory: the machines that there are.
+        inventory: the machines that there are; None if that is not known yet.
         earlier: the jobs before this one in its file; they tell the size of `{job: name}` models.
 
     Raises:
         SpecError: the cluster can never hold the job; says the shortfall.
     """
-    _check_fits(job, inventory)
+    if inventory is not None:
+        _check_fits(_needs(job), inventory)
     student = job_model_size(job, job.student, earlier)
     sizes = {name: job_model_size(job, job.roles[name], earlier) for name in job.used_roles}
     roles = tuple(_plan_role(job, name, size) for name, size in sizes.items())
@@ -174,19 +181,30 @@ Need = tuple[str, int, dict[str, float]]
 """(field that sets the count, processes, what one process takes)."""
 
 
+def check_roles_fit(roles: Mapping[str, RoleSpec], inventory: Inventory) -> None:
+    """Refuse a pool that the cluster can never hold.
+
+    Raises:
+        SpecError: says the shortfall.
+    """
+    _check_fits(_role_needs(roles), inventory)
+
+
 def _needs(job: JobSpec) -> list[Need]:
-    needs: list[Need] = [
-        ("training.workers", job.training.workers, _wanted(job.training.resources))
+    workers = ("training.workers", job.training.workers, _wanted(job.training.resources))
+    if isinstance(job.pool, StandingPool):
+        return [workers]
+    return [workers, *_role_needs({name: job.roles[name] for name in job.used_roles})]
+
+
+def _role_needs(roles: Mapping[str, RoleSpec]) -> list[Need]:
+    return [
+        (f"roles.{name}.replicas", role.replicas, _wanted(role.resources))
+        for name, role in roles.items()
     ]
-    if not isinstance(job.pool, StandingPool):
-        for name in job.used_roles:
-            role = job.roles[name]
-            needs.append((f"roles.{name}.replicas", role.replicas, _wanted(role.resources)))
-    return needs
 
 
-def _check_fits(job: JobSpec, inventory: Inventory) -> None:
-    needs = _needs(job)
+def _check_fits(needs: Sequence[Need], inventory: Inventory) -> None:
     for need in needs:
         _check_one_process(need, inventory)
         _check_count(need, inventory)
@@ -230,7 +248,7 @@ def _check_sum(resource: str, needs: Sequence[Need], inventory: Inventory) -> No
         parts = ", ".join(f"{name} {amount:g}" for name, amount in asked.items() if amount)
         raise SpecError(
             max(asked, key=lambda name: asked[name]),
-            f"the job takes {total:g} {resource} ({parts}) and the cluster has {there:g}: "
+            f"{total:g} {resource} are asked for ({parts}) and the cluster has {there:g}: "
             f"{total - there:g} too few",
             "Lower replicas, workers or their resources, or add nodes",
         )

@@ -3,7 +3,6 @@
 Every refusal is a `SpecError` that names the field's path, the value, the limit and the remedy.
 """
 
-import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,14 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for index, raw in enumerate(document):
         if not isinstance(raw, dict):
             raise SpecError(f"{path}: jobs.{index}", f"is {raw!r}, not a mapping", "Write a job")
-    return document
+    return [_unshared(raw) for raw in document]
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which no part appears twice: a YAML anchor's users are set apart by --set."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
 
 
 def _apply(raw_jobs: list[dict[str, Any]], override: str) -> None:
@@ -93,7 +99,7 @@ def _apply(raw_jobs: list[dict[str, Any]], override: str) -> None:
             )
         path = rest
     for raw in targets:
-        _put(raw, path.split("."), copy.deepcopy(value), override)
+        _put(raw, path.split("."), _unshared(value), override)
 
 
 def _has(node: Any, parts: list[str]) -> bool:
