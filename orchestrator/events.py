@@ -48,6 +48,7 @@ class Evaluated:
     job: str
     step: int
     evaluation: Mapping[str, Any]
+    metrics: Mapping[str, float]  # the same numbers by metric name
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,24 @@ def resume(run_folder: str, on_event: OnEvent = lambda event: None) -> RunResult
     return _run_from(jobs, run_ids, index, resume_first=True, on_event=on_event)
 
 
+def evaluate(run_folder: str, on_event: OnEvent = lambda event: None) -> RunResult:
+    """Measure a run's exported student again on its held-out data."""
+    from orchestrator.session import Session
+
+    jobs, index, run_ids = RunFolder.read(run_folder)
+    job, folder = jobs[index], RunFolder.at(jobs[index].storage, run_ids[index])
+    with Session([job], on_event) as session:
+        return RunResult([session.evaluate_job(job, folder, _exports(jobs, run_ids))])
+
+
+def _exports(jobs: Sequence[JobSpec], run_ids: Sequence[str]) -> dict[str, str]:
+    """Where each job of a list puts its student."""
+    return {
+        job.name: f"{RunFolder.at(job.storage, run_id).uri}/export"
+        for job, run_id in zip(jobs, run_ids, strict=True)
+    }
+
+
 def _run_from(
     jobs: Sequence[JobSpec],
     run_ids: Sequence[str],
@@ -69,10 +87,7 @@ def _run_from(
 ) -> RunResult:
     from orchestrator.session import Session
 
-    exports = {
-        job.name: f"{RunFolder.at(job.storage, run_id).uri}/export"
-        for job, run_id in zip(jobs, run_ids, strict=True)
-    }
+    exports = _exports(jobs, run_ids)
     summaries: list[dict[str, Any]] = []
     with Session(jobs[first:], on_event) as session:
         for index in range(first, len(jobs)):

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from orchestrator.pool import Pool, PoolPlan
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import StandingPool
-from orchestrator.spec.models import RoleSpec
+from orchestrator.spec.models import RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
 from orchestrator.tracking.tracker import Tracker
@@ -98,24 +99,12 @@ class Session:
             tracker.params(job.model_dump(mode="json", by_alias=True, exclude_none=True))
             if job.tracking.uri is not None and not tracker.warn_if_silent():
                 self._on_event(Warned(job.name, f"{tracker.target} does not answer; spooling"))
-            resolved, tokenizer = _resolved(job, exports)
-            pool = self._pool_for(resolved)
-            group = self._group_for(resolved)
-            student = StudentJob(
-                resolved,
-                folder.run_id,
-                folder.uri,
-                tokenizer,
-                str(CACHE / "data"),
-                None if pool is None else pool.handle(),
-                {} if pool is None else _fingerprints(pool, resolved),
-                resume,
-            )
+            student, pool = self._prepared(job, folder, exports, resume=resume)
             ready_s = time.monotonic() - began
-            summary = self._watch(group, student, tracker)
+            summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
             if pool is not None:
-                self._add_pool(summary, pool, resolved)
+                self._add_pool(summary, pool, student.spec)
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary
@@ -125,8 +114,38 @@ class Session:
         finally:
             tracker.finish(status)
 
-    def _watch(self, group: Group, student: StudentJob, tracker: Tracker) -> dict[str, Any]:
+    def evaluate_job(
+        self, job: JobSpec, folder: RunFolder, exports: dict[str, str]
+    ) -> dict[str, Any]:
+        """Measure a finished run's export; nothing is recorded."""
+        student, _ = self._prepared(job, folder, exports, resume=False)
+        exported = StudentSpec(path=_local_copy(f"{folder.uri}/export"))
+        measured = student.spec.model_copy(update={"student": exported})
+        return self._watch(replace(student, spec=measured, evaluate_only=True), lambda event: None)
+
+    def _prepared(
+        self, job: JobSpec, folder: RunFolder, exports: dict[str, str], *, resume: bool
+    ) -> tuple[StudentJob, Pool | None]:
+        """What the workers need; pool and group are up when it returns."""
+        resolved, tokenizer = _resolved(job, exports)
+        pool = self._pool_for(resolved)
+        self._group = self._group_for(resolved)
+        student = StudentJob(
+            resolved,
+            folder.run_id,
+            folder.uri,
+            tokenizer,
+            str(CACHE / "data"),
+            None if pool is None else pool.handle(),
+            {} if pool is None else _fingerprints(pool, resolved),
+            resume,
+        )
+        return student, pool
+
+    def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
+        group = self._group
+        assert group is not None  # made by _prepared
         stream = group.run(student)
         while True:
             try:
@@ -135,7 +154,7 @@ class Session:
                         if item.error is not None:
                             raise item.error
                         return item.summary
-                    _track(item, tracker)
+                    track(item)
                     self._on_event(item)
             except KeyboardInterrupt:
                 self._on_event(Warned(student.spec.name, "stopping after this step"))
@@ -177,10 +196,10 @@ class Session:
         if self._group is not None and self._group.plan != wanted:
             self._group.stop()
             self._group = None
-        if self._group is None:
-            self._on_event(Phase(job.name, "starting workers"))
-            self._group = Group(wanted)
-        return self._group
+        if self._group is not None:
+            return self._group
+        self._on_event(Phase(job.name, "starting workers"))
+        return Group(wanted)
 
     def _add_pool(self, summary: dict[str, Any], pool: Pool, job: JobSpec) -> None:
         status = pool.status()
@@ -193,7 +212,7 @@ class Session:
         student: StudentJob,
         summary: dict[str, Any],
         tracker: Tracker,
-        folder: Any,
+        folder: RunFolder,
     ) -> None:
         tracker.lineage(
             {
@@ -226,29 +245,12 @@ class Session:
 
 def _track(event: Event, tracker: Tracker) -> None:
     match event:
-        case StepDone(step=step, metrics=metrics):
+        case StepDone(step=step, metrics=metrics) | Evaluated(step=step, metrics=metrics):
             tracker.metrics(step, metrics)
-        case Evaluated(step=step, evaluation=evaluation):
-            tracker.metrics(step, held_out_metrics(evaluation))
         case CheckpointWritten(path=path):
             tracker.tags({"checkpoint": path})
         case _:
             pass
-
-
-def held_out_metrics(evaluation: Any) -> dict[str, float]:
-    """An evaluation's numbers under their metric names."""
-    flat: dict[str, float] = {}
-    for name, value in evaluation.items():
-        if isinstance(value, dict):
-            flat |= {f"held_out/{name}_{inner}": v for inner, v in value.items() if _number(v)}
-        elif _number(value):
-            flat[f"held_out/{name}"] = value
-    return flat
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _inventory() -> Inventory:

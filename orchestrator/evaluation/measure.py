@@ -12,7 +12,7 @@ role to compare with also `teacher_nll`, `teacher_correct`, `agreement` (same to
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 Sums = Mapping[str, float | list[float]]
@@ -74,29 +74,30 @@ class Evaluation:
             **compared,
         )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, nested by who is measured; without `teacher` when no role was compared."""
+        nested: dict[str, Any] = {
+            "positions": self.positions,
+            "student": {
+                "loss": self.student_loss,
+                "perplexity": self.student_perplexity,
+                "accuracy": self.student_accuracy,
+                "calibration_error": self.calibration_error,
+            },
+        }
+        if self.kl is not None:
+            nested["teacher"] = {
+                "loss": self.teacher_loss,
+                "perplexity": self.teacher_perplexity,
+                "accuracy": self.teacher_accuracy,
+            }
+            nested |= {"top1_agreement": self.top1_agreement, "kl": self.kl}
+        return nested
+
     def metrics(self) -> dict[str, float]:
         """By metric name, `held_out/...`; what is None is left out."""
         values = asdict(self)
         return {f"held_out/{name}": value for name, value in values.items() if value is not None}
-
-    def to_dict(self) -> dict[str, float | int | None]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> "Evaluation":
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: keys are missing or unknown.
-        """
-        names = {field.name for field in fields(cls)}
-        if set(raw) != names:
-            raise ValueError(
-                f"an evaluation has the keys {sorted(names)}, got {sorted(raw)}; "
-                "it was written by another version"
-            )
-        return cls(**raw)
 
 
 def add(a: Sums, b: Sums) -> dict[str, float | list[float]]:

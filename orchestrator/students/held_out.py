@@ -41,10 +41,10 @@ class HeldOut:
         self._world = world
         self._times = 0
 
-    def measure(self) -> dict[str, Any]:
-        """The evaluation as a dict, summed over ranks. Collective; {} without held-out data."""
+    def measure(self) -> Evaluation | None:
+        """Summed over ranks. Collective; None without held-out data."""
         if not self._parts:
-            return {}
+            return None
         self._times += 1
         sums: dict[str, Tensor] = {}
         for batch, request_id in self._asked_ahead():

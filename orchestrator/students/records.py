@@ -46,3 +46,4 @@ class StudentJob:
     pool: "PoolHandle | None" = None  # None: no served role is asked
     fingerprints: dict[str, str] = field(default_factory=dict)  # role -> fingerprint expected
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
+    evaluate_only: bool = False  # measure the student as it is, and stop

@@ -165,6 +165,9 @@ class Run:
 
     def whole(self) -> dict[str, Any]:
         """Restore, train, evaluate, export."""
+        if self.job.evaluate_only:
+            evaluation = self.evaluate(0)
+            return {"status": "done", "run_id": self.job.run_id, "evaluation": evaluation}
         start = self._restore()
         self.reporter.event(JobStarted(self.spec.name, self.job.run_id, self.steps), start)
         if start == 0 and self.spec.evaluation.before:
@@ -419,6 +422,9 @@ class Run:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Measure on held-out data, and say so. Collective."""
         self.reporter.phase("evaluating")
-        evaluation = self.held_out.measure()
-        self.reporter.event(Evaluated(self.spec.name, step, evaluation), step)
+        found = self.held_out.measure()
+        if found is None:
+            return {}
+        evaluation = found.to_dict()
+        self.reporter.event(Evaluated(self.spec.name, step, evaluation, found.metrics()), step)
         return evaluation

@@ -11,6 +11,7 @@ from orchestrator.errors import (
     Interrupted,
     NonFiniteLoss,
     SpecError,
+    StillhouseError,
 )
 
 from .desk import Outcome
@@ -38,6 +39,11 @@ def work(config: dict[str, Any]) -> None:
             outcome = Outcome(train_student(job, rank, world, reporter))
         except SYMMETRIC as error:
             outcome = Outcome({}, error)
+        except StillhouseError as error:
+            # This rank alone failed, for good (its client's budgets are spent). The job is over;
+            # the other ranks wait for this one in a collective, so the group must start again.
+            ray.get(desk.finish.remote(index, Outcome({}, error)))
+            raise
         reporter.flush()
         if rank == 0:
             ray.get(desk.finish.remote(index, outcome))
