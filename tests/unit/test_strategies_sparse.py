@@ -13,9 +13,7 @@ def _signal(probabilities: list[float], k: int, ladder: tuple[float, ...]) -> To
     logprobs = torch.tensor([probabilities], dtype=torch.float64).log()
     kept = logprobs.topk(k)
     log_z = torch.stack([torch.logsumexp(logprobs / t, 1) for t in ladder], 1)
-    return TopKSignal(
-        kept.indices, kept.values.float(), log_z.float(), ladder, len(probabilities)
-    )
+    return TopKSignal(kept.indices, kept.values.float(), log_z.float(), ladder, len(probabilities))
 
 
 EVEN = [0.25, 0.25, 0.25, 0.25]

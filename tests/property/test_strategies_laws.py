@@ -1,0 +1,269 @@
+"""Laws of the vocabulary terms, over random students, teachers and numbers.
+
+Logits are drawn directly: hidden states are the logits and the head's weight is the identity.
+"""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor
+
+from strategies import divergences, heads
+from strategies.comparison import Part
+from strategies.contract import DenseSignal, Head, LogitSignal, TopKSignal
+from strategies.linear import vocabulary_loss
+from strategies.schedules import value
+from strategies.specs import (
+    CosineSchedule,
+    LinearSchedule,
+    PiecewiseSchedule,
+    Schedule,
+    StepSchedule,
+    extremes,
+)
+
+KINDS = ("forward_kl", "reverse_kl", "jensen_shannon")
+SCALES = st.sampled_from([0.01, 1.0, 10.0])
+
+cases = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 2**31),
+        "count": st.integers(1, 6),
+        "vocabulary": st.integers(2, 12),
+        "student_scale": SCALES,
+        "teacher_scale": SCALES,
+    }
+)
+parts = st.builds(
+    Part,
+    kind=st.sampled_from(KINDS),
+    scale=st.just(1.0),
+    role=st.just("teacher"),
+    temperature=st.sampled_from([0.5, 1.0, 3.0]),
+    beta=st.sampled_from([0.05, 0.5, 0.9]),
+)
+quick = settings(max_examples=60, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def several_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heads, "LEAST_ROWS", 2)
+        patch.setattr(heads, "CPU_CHUNK_BYTES", 1)
+        yield
+
+
+def _draw(case: dict) -> tuple[Tensor, Tensor]:
+    make = torch.Generator().manual_seed(case["seed"])
+    shape = case["count"], case["vocabulary"]
+    student = torch.randn(shape, generator=make) * case["student_scale"]
+    return student, torch.randn(shape, generator=make) * case["teacher_scale"]
+
+
+def _topk(teacher: Tensor, k: int, temperature: float) -> TopKSignal:
+    logprobs = teacher.double().log_softmax(1)
+    kept = logprobs.topk(k)
+    log_z = torch.logsumexp(logprobs / temperature, 1, keepdim=True)
+    return TopKSignal(
+        kept.indices, kept.values.float(), log_z.float(), (temperature,), teacher.shape[1]
+    )
+
+
+def _run(
+    student: Tensor, signal: LogitSignal, *terms: Part, targets: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(loss, gradient by logits) of terms on a teacher."""
+    hidden = student.clone().requires_grad_()
+    head = Head(torch.eye(student.shape[1], dtype=student.dtype))
+    if targets is None:
+        targets = torch.zeros(len(student), dtype=torch.long)
+    loss, _ = vocabulary_loss(hidden, head, targets, {"teacher": signal}, terms)
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    return loss.detach(), gradient
+
+
+def _near(got: Tensor, wanted: Tensor, size: float = 1.0) -> None:
+    """Equal to rounding of numbers of the given size."""
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-5 * max(1.0, size))
+
+
+@quick
+@given(cases, parts, st.booleans())
+def test_a_divergence_is_never_negative(case: dict, part: Part, topk: bool) -> None:
+    student, teacher = _draw(case)
+    k = case["vocabulary"] - 1
+    signal = _topk(teacher, k, part.temperature) if topk else DenseSignal(teacher)
+    loss, gradient = _run(student, signal, part)
+    assert loss >= 0 and gradient.isfinite().all()
+    near, _ = _run(teacher * (1 + 1e-6), signal, part)
+    assert near >= 0
+
+
+@quick
+@given(cases, parts, st.booleans())
+def test_a_divergence_is_zero_at_equality_and_only_there(
+    case: dict, part: Part, topk: bool
+) -> None:
+    student, teacher = _draw(case)
+    size = part.temperature**2 * case["count"]
+    k = max(1, case["vocabulary"] // 2)
+    signal = _topk(teacher, k, part.temperature) if topk else DenseSignal(teacher)
+    loss, gradient = _run(teacher, signal, part)
+    assert loss <= 2e-6 * size
+    assert gradient.abs().max() <= 1e-5 * part.temperature
+    if case["student_scale"] >= 1 and case["teacher_scale"] >= 1:
+        elsewhere, _ = _run(teacher.flip(1) + student, DenseSignal(teacher), part)
+        assert elsewhere > 0
+
+
+@quick
+@given(cases, parts, st.floats(-50, 50))
+def test_adding_a_constant_to_logits_changes_nothing(case: dict, part: Part, by: float) -> None:
+    student, teacher = _draw(case)
+    loss, gradient = _run(student, DenseSignal(teacher), part)
+    shifted, same = _run(student + by, DenseSignal(teacher - 2 * by), part)
+    size = part.temperature**2 * max(1.0, 4 * float(loss)) * (1 + abs(by) / 10)
+    _near(shifted, loss, size)
+    _near(same, gradient, size)
+
+
+@quick
+@given(cases, parts, st.booleans())
+def test_the_gradient_by_logits_sums_to_zero(case: dict, part: Part, topk: bool) -> None:
+    student, teacher = _draw(case)
+    signal = _topk(teacher, 1, part.temperature) if topk else DenseSignal(teacher)
+    _, gradient = _run(student, signal, part, Part("cross_entropy", label_smoothing=0.1))
+    _near(gradient.sum(1), torch.zeros(len(gradient)), float(gradient.abs().max()))
+
+
+@quick
+@given(cases, parts, st.booleans(), st.randoms(use_true_random=False))
+def test_permuting_the_vocabulary_changes_nothing(case, part: Part, topk: bool, chance) -> None:
+    student, teacher = _draw(case)
+    order = list(range(case["vocabulary"]))
+    chance.shuffle(order)
+
+    def signal(logits: Tensor) -> LogitSignal:
+        return _topk(logits, 1, part.temperature) if topk else DenseSignal(logits)
+
+    loss, gradient = _run(student, signal(teacher), part)
+    permuted, same = _run(student[:, order], signal(teacher[:, order]), part)
+    size = max(1.0, float(loss))
+    _near(permuted, loss, size)
+    _near(same, gradient[:, order], size)
+
+
+@quick
+@given(cases, parts, st.booleans(), st.integers(0, 6))
+def test_splitting_the_positions_changes_nothing(
+    case: dict, part: Part, topk: bool, at: int
+) -> None:
+    student, teacher = _draw(case)
+
+    def run(rows: slice) -> tuple[Tensor, Tensor]:
+        if topk:
+            return _run(student[rows], _topk(teacher[rows], 1, part.temperature), part)
+        return _run(student[rows], DenseSignal(teacher[rows]), part)
+
+    loss, gradient = run(slice(None))
+    (left, above), (right, below) = run(slice(None, at)), run(slice(at, None))
+    _near(left + right, loss)
+    assert torch.equal(torch.cat([above, below]), gradient)
+
+
+@quick
+@given(cases, parts)
+def test_topk_with_k_equal_to_v_is_dense(case: dict, part: Part) -> None:
+    student, teacher = _draw(case)
+    dense, wanted = _run(student, DenseSignal(teacher), part)
+    whole, got = _run(student, _topk(teacher, case["vocabulary"], part.temperature), part)
+    size = part.temperature**2 * max(1.0, float(dense)) / min(1.0, part.temperature)
+    _near(whole, dense, size)
+    _near(got, wanted, size)
+
+
+@quick
+@given(cases, parts)
+def test_a_coarser_view_never_shows_more_divergence(case: dict, part: Part) -> None:
+    student, teacher = _draw(case)
+    slack = 1e-4 * (1 + part.temperature**2 * case["count"])
+    finer, _ = _run(student, DenseSignal(teacher), part)
+    for k in range(case["vocabulary"] - 1, 0, -1):
+        coarser, _ = _run(student, _topk(teacher, k, part.temperature), part)
+        assert coarser <= finer * (1 + 1e-4) + slack
+        finer = coarser
+
+
+@quick
+@given(cases, parts, st.booleans(), st.sampled_from([1e4, -1e4]))
+def test_extreme_logits_stay_finite(case: dict, part: Part, topk: bool, extreme: float) -> None:
+    student, teacher = _draw(case)
+    student[:, 0], teacher[:, -1] = extreme, extreme
+    signal = _topk(teacher, 1, part.temperature) if topk else DenseSignal(teacher)
+    smoothed = Part("cross_entropy", label_smoothing=0.1)
+    for logits in (student, teacher):
+        loss, gradient = _run(logits, signal, part, smoothed)
+        assert loss.isfinite() and gradient.isfinite().all()
+
+
+@quick
+@given(cases, st.lists(parts, min_size=1, max_size=4), st.data())
+def test_a_mixture_is_the_sum_of_its_parts(case: dict, terms: list[Part], data) -> None:
+    student, teacher = _draw(case)
+    make = torch.Generator().manual_seed(case["seed"])
+    targets = torch.randint(case["vocabulary"], (case["count"],), generator=make)
+    signal = DenseSignal(teacher)
+    if data.draw(st.booleans(), label="top k"):
+        ladder = (0.5, 1.0, 3.0)
+        rungs = [_topk(teacher, 1, t) for t in ladder]
+        log_z = torch.cat([rung.log_z for rung in rungs], 1)
+        signal = TopKSignal(rungs[0].ids, rungs[0].logprobs, log_z, ladder, case["vocabulary"])
+    terms = [*terms, Part("cross_entropy", 0.5)]
+    loss, gradient = _run(student, signal, *terms, targets=targets)
+    each = [_run(student, signal, term, targets=targets) for term in terms]
+    size = max(1.0, float(loss))
+    _near(loss, torch.stack([one for one, _ in each]).sum(), size)
+    _near(gradient, torch.stack([one for _, one in each]).sum(0), size)
+
+
+@quick
+@given(cases, parts)
+def test_the_pass_and_the_readable_definition_agree(case: dict, part: Part) -> None:
+    student, teacher = _draw(case)
+    extra = {"beta": part.beta} if part.kind == "jensen_shannon" else {}
+    logits = student.clone().requires_grad_()
+    want = getattr(divergences, part.kind)(logits, teacher, part.temperature, **extra).sum()
+    loss, gradient = _run(student, DenseSignal(teacher), part)
+    size = part.temperature**2 * max(1.0, float(loss)) / min(1.0, part.temperature)
+    _near(loss, want.detach(), size)
+    _near(gradient, torch.autograd.grad(want, logits)[0], size)
+
+
+ends = st.floats(0, 100)
+spans = st.tuples(st.integers(0, 50), st.integers(1, 50)).map(lambda t: (t[0], t[0] + t[1]))
+
+
+@st.composite
+def schedules(draw) -> Schedule:
+    kind = draw(st.sampled_from(["linear", "cosine", "step", "piecewise"]))
+    if kind == "step":
+        factor, floor = draw(st.floats(0.01, 1)), draw(st.none() | st.just(0.0))
+        return StepSchedule(
+            kind=kind, start=draw(ends), factor=factor, every=draw(st.integers(1, 9)), floor=floor
+        )
+    if kind == "piecewise":
+        steps = sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=5)))
+        return PiecewiseSchedule(kind=kind, points=[(step, draw(ends)) for step in steps])
+    begin, until = draw(spans)
+    make = LinearSchedule if kind == "linear" else CosineSchedule
+    return make(kind=kind, start=draw(ends), end=draw(ends), begin=begin, until=until)
+
+
+@quick
+@given(schedules(), st.integers(0, 200), st.integers(1, 150))
+def test_a_schedule_never_leaves_its_declared_extremes(
+    number: Schedule, step: int, total_steps: int
+) -> None:
+    low, high = extremes(number)
+    assert low <= value(number, step, total_steps) <= high
