@@ -39,11 +39,13 @@ def test_the_permutation_matches_the_published_hash() -> None:
 
 
 def test_seed_epoch_and_version_each_change_the_order() -> None:
+    lengths = [8] * 100
     orders = {
-        tuple(permutation(100, seed, epoch, version).tolist())
+        tuple(Order(store_of(lengths, version), 8, 4, seed, packing).epoch_rows(epoch))
         for seed in (0, 1)
         for epoch in (0, 1)
         for version in ("a", "b")
+        for packing in (True, False)  # makes no difference where every sample fills a row
     }
     assert len(orders) == 8
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -192,10 +193,13 @@ def test_a_second_call_reads_nothing(tmp_path: Path, no_reading: Any) -> None:
     assert contents(second) == contents(first)
 
 
-def test_a_changed_file_is_read_again(tmp_path: Path, no_reading: Any) -> None:
+@pytest.mark.parametrize("same_size", [False, True])
+def test_a_changed_file_is_read_again(same_size: bool, tmp_path: Path, no_reading: Any) -> None:
     folder, cache = texts(tmp_path / "texts"), str(tmp_path / "cache")
     prepare_function(spec_of(folder), FOLDER, cache)
-    (folder / "003.txt").write_text("quite another text")
+    file = folder / "003.txt"
+    file.write_text(file.read_text().upper() if same_size else "quite another text")
+    os.utime(file, ns=(0, 1))  # a clock may be too coarse to tell the two writes apart
     no_reading()
     with pytest.raises(AssertionError, match="read again"):
         prepare_function(spec_of(folder), FOLDER, cache)
@@ -271,8 +275,6 @@ def test_two_processes_on_one_folder_end_with_one_version(tmp_path: Path) -> Non
 
 
 def test_what_a_killed_build_left_is_swept(tmp_path: Path) -> None:
-    import os
-
     cache = tmp_path / "cache"
     old, fresh = cache / ".a.1.x.tmp", cache / ".b.2.y.tmp"
     for left in (old, fresh):
