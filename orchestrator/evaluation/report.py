@@ -7,6 +7,7 @@ outside, no external pictures or fonts.
 import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
@@ -46,6 +47,8 @@ _COSTS = (
     ("saved_by_cache_device_s", "saved by the cache"),
 )
 _LONGEST_TABLE = 12
+_ENDS = {"done": "finished", "failed": "failed", "interrupted": "interrupted"}
+"""A summary's words for how a job ended, as a history has them."""
 _STATUS_WORDS = {
     "finished": ("finished", "good"),
     "running": ("running", "calm"),
@@ -63,15 +66,19 @@ def write_report(
 
     Args:
         run_folder: folder of a run, with its spool.
-        summary: what the history cannot know or knows late: `pool` (final counts), `cost`
-            (device-seconds), `generated` (text), and further plain facts, shown as they are.
+        summary: what the history cannot know or knows late: `status`, `pool` (final counts),
+            `cost` (device-seconds), `generated` (text), and further plain facts, shown as they are.
         comparison: rows of the closing table, when the run belongs to a list of jobs.
 
     Raises:
         FileNotFoundError: the run has no spool.
     """
     path = Path(run_folder) / REPORT
-    page = render(read_history(run_folder), summary or {}, comparison)
+    summary = summary or {}
+    history = read_history(run_folder)
+    if history.status == "running" and summary.get("status") in _ENDS:
+        history = replace(history, status=_ENDS[summary["status"]])  # told before it is recorded
+    page = render(history, summary, comparison)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(page, encoding="utf-8")
     os.replace(draft, path)
@@ -234,7 +241,7 @@ def _numbers(
 
 
 def _plain_facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    taken = {"pool", "cost", "generated", "evaluation"}
+    taken = {"status", "run_id", "pool", "cost", "generated", "evaluation"}
     return [
         (key.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
         for key, value in summary.items()

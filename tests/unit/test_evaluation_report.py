@@ -94,6 +94,17 @@ def test_measurements_are_named_before_and_after(tmp_path: Path) -> None:
     assert "<td>after (2)</td><td>4.0000</td>" in page
 
 
+def test_a_report_written_before_the_end_is_recorded_takes_the_summarys_status(
+    tmp_path: Path,
+) -> None:
+    path = _spool(tmp_path) / "tracking" / "spool.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"status"' not in line), encoding="utf-8")
+    assert "after (2)" not in write_report(tmp_path).read_text(encoding="utf-8")
+    page = write_report(tmp_path, {"status": "done"}).read_text(encoding="utf-8")
+    assert "after (2)" in page and ">finished<" in page
+
+
 def test_the_counts_say_whether_every_sample_counted_once(tmp_path: Path) -> None:
     history = read_history(_spool(tmp_path))
     assert "asked = delivered = consumed" in render(history, {})
