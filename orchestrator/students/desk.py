@@ -35,6 +35,7 @@ class DeskActor:
         self._closed = False
         self._stop = False
         self._furthest: dict[int, int] = {}
+        self._crashes: dict[int, tuple[int, str]] = {}
         self._changed = asyncio.Condition()
 
     async def submit(self, job: StudentJob) -> int:
@@ -78,6 +79,14 @@ class DeskActor:
     async def furthest(self, index: int) -> int:
         """Most steps a job has ever done, lost work included."""
         return self._furthest.get(index, 0)
+
+    async def crashed(self, index: int, cause: str) -> bool:
+        """A worker's code raised. Whether it did so before, for the same cause and no further on:
+        then going on from the checkpoint again would only end here again."""
+        now = (self._furthest.get(index, 0), cause)
+        again = self._crashes.get(index) == now
+        self._crashes[index] = now
+        return again
 
     async def finish(self, index: int, outcome: Outcome) -> None:
         """Rank 0 reports the end of a job. A repeat after a restart changes nothing."""

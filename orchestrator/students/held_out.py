@@ -52,9 +52,7 @@ class HeldOut:
         if self._world > 1:
             for name in sorted(sums):
                 torch.distributed.all_reduce(sums[name])
-        return Evaluation.from_sums(
-            {name: value.tolist() for name, value in sums.items()}
-        ).to_dict()
+        return Evaluation.from_sums({name: value.tolist() for name, value in sums.items()})
 
     def _asked_ahead(self) -> Any:
         """(batch, request id) pairs, asking as far ahead as the window allows."""

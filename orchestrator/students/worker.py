@@ -6,6 +6,7 @@ from typing import Any
 import ray
 
 from orchestrator.errors import (
+    BudgetExhausted,
     CheckpointError,
     CountsDiffer,
     Interrupted,
@@ -43,6 +44,13 @@ def work(config: dict[str, Any]) -> None:
             # This rank alone failed, for good (its client's budgets are spent). The job is over;
             # the other ranks wait for this one in a collective, so the group must start again.
             ray.get(desk.finish.remote(index, Outcome({}, error)))
+            raise
+        except Exception as error:
+            # Ray Train starts the group again from the last checkpoint, but not for ever.
+            cause = f"rank {rank}: {type(error).__name__}: {error}"
+            if ray.get(desk.crashed.remote(index, cause)):
+                exhausted = BudgetExhausted(f"the same error twice at the same step, {cause}")
+                ray.get(desk.finish.remote(index, Outcome({}, exhausted)))
             raise
         reporter.flush()
         if rank == 0:
