@@ -6,6 +6,10 @@ teacher did not keep. A divergence against a top-k teacher is *defined* as that 
 these two distributions over K + 1 outcomes. By the data-processing inequality it is at most the
 dense one; it is 0 when both agree on the kept entries, and it is never negative.
 
+The teacher's bucket comes out of float32 log-probabilities, so it is known to about 2e-7: forward
+KL and JSD are off by no more than that times the bucket's log-ratio; reverse KL cannot tell
+buckets below it apart.
+
 Vocabularies: an entry only the student has lies in the student's bucket. A kept id beyond the
 student's width is dropped and the teacher renormalised over what is left.
 

@@ -110,7 +110,9 @@ def test_a_divergence_is_zero_at_equality_and_only_there(
     k = max(1, case["vocabulary"] // 2)
     signal = _topk(teacher, k, part.temperature) if topk else DenseSignal(teacher)
     loss, gradient = _run(teacher, signal, part)
-    assert loss <= 2e-6 * size
+    # A bucket is known to about 2e-7, and the other side's may be as small as exp(-span).
+    span = float(teacher.max() - teacher.min()) / part.temperature if topk else 0.0
+    assert loss <= (2e-6 + 4e-7 * span) * size
     assert gradient.abs().max() <= 1e-5 * part.temperature
     if case["student_scale"] >= 1 and case["teacher_scale"] >= 1:
         elsewhere, _ = _run(teacher.flip(1) + student, DenseSignal(teacher), part)
@@ -184,15 +186,16 @@ def test_topk_with_k_equal_to_v_is_dense(case: dict, part: Part) -> None:
 
 
 @quick
-@given(cases, parts)
-def test_a_coarser_view_never_shows_more_divergence(case: dict, part: Part) -> None:
+@given(cases, parts, st.data())
+def test_a_coarser_view_never_shows_more_divergence(case: dict, part: Part, data) -> None:
     student, teacher = _draw(case)
-    slack = 1e-4 * (1 + part.temperature**2 * case["count"])
-    finer, _ = _run(student, DenseSignal(teacher), part)
-    for k in range(case["vocabulary"] - 1, 0, -1):
-        coarser, _ = _run(student, _topk(teacher, k, part.temperature), part)
-        assert coarser <= finer * (1 + 1e-4) + slack
-        finer = coarser
+    k = data.draw(st.integers(1, case["vocabulary"] - 1), label="k")
+    dense, _ = _run(student, DenseSignal(teacher), part)
+    coarse, _ = _run(student, _topk(teacher, k, part.temperature), part)
+    # A bucket is known to about 2e-7: from the student's side its logarithm is that uncertain.
+    p = (teacher.double() / part.temperature).softmax(1).sort(1, descending=True).values
+    blur = 4e-7 / p[:, k:].sum(1).clamp_min(1e-7)
+    assert coarse <= dense * (1 + 1e-4) + part.temperature**2 * float((1e-5 + blur).sum())
 
 
 @quick

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from strategies.contract import TopKSignal
+from strategies.divergences import forward_kl, reverse_kl
 from strategies.sparse import as_dense, coarse_student, coarse_teacher, log1mexp, log_partition
 
 
@@ -108,3 +109,11 @@ def test_only_a_signal_that_keeps_everything_is_dense() -> None:
 def test_log1mexp_is_accurate_at_both_ends() -> None:
     got = log1mexp(torch.tensor([-1e-6, -math.log(2), -40.0], dtype=torch.float32))
     assert got.tolist() == pytest.approx([math.log(1e-6), math.log(0.5), -math.exp(-40)], rel=1e-6)
+
+
+def test_a_bucket_below_float32_resolution_costs_almost_nothing_at_equality() -> None:
+    logits = torch.tensor([[0.0, -40.0, -41.0]])
+    signal = TopKSignal(torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 1), (1.0,), 3)
+    coarse = coarse_student(logits, signal.ids, 1.0)
+    assert 0 <= forward_kl(coarse, coarse_teacher(signal, 1.0, 3)).item() < 1e-5
+    assert 0 <= reverse_kl(coarse, coarse_teacher(signal, 1.0, 3)).item() < 1e-5
