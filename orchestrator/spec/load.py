@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from orchestrator.errors import SpecError
 
@@ -43,9 +43,25 @@ def load_jobs(
 
 
 def resolved_yaml(jobs: Sequence[JobSpec]) -> str:
-    """The jobs with every default written out; loads back to equal jobs."""
-    dumped = [job.model_dump(mode="json", by_alias=True, exclude_none=True) for job in jobs]
-    return yaml.safe_dump({"jobs": dumped}, sort_keys=False, allow_unicode=True)
+    """The jobs with every default written out; loads back to equal jobs.
+
+    Left out is only what is absent and absent by default; a null that overrides a default stays.
+    """
+    dumped = [_written(job) for job in jobs]
+    # ASCII only: PyYAML writes some line separators bare and reads them back as spaces.
+    return yaml.safe_dump({"jobs": dumped}, sort_keys=False)
+
+
+def _written(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return {
+            info.alias or name: _written(getattr(value, name))
+            for name, info in type(value).model_fields.items()
+            if not (getattr(value, name) is None and info.default is None)
+        }
+    if isinstance(value, Mapping):
+        return {key: _written(each) for key, each in value.items()}
+    return [_written(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -84,7 +100,8 @@ def _apply(raw_jobs: list[dict[str, Any]], override: str) -> None:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError(f"--set {override}", f"value is not YAML ({error})", "Quote it") from error
+        detail = " ".join(str(error).split())
+        raise SpecError(f"--set {override}", f"value is not YAML ({detail})", "Quote it") from error
     chosen, colon, rest = path.partition(":")
     targets = raw_jobs
     if colon:

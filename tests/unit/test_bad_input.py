@@ -1,5 +1,8 @@
-"""Every refusal that needs no cluster: exit code 2, quickly, without torch or ray, with field, value
-and remedy. One interpreter runs all cases, so that the suite pays its start once."""
+"""Every refusal that needs no cluster: exit code 2, quickly, without torch or ray.
+
+The message names field, value and remedy. One interpreter runs all cases, so that the suite pays
+its start once.
+"""
 
 import json
 import subprocess
