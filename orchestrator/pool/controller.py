@@ -29,6 +29,8 @@ from .supervise import Phase
 log = logging.getLogger(__name__)
 
 LONGEST_POLL_S = 60.0
+MOST_CLIENTS = 10_000
+"""Calls at a time: every client keeps one open, waiting for news."""
 
 
 class Controller:
@@ -180,6 +182,7 @@ class Controller:
             except RayError as error:  # dead, or could not be made
                 log.warning("%s died: %s", name, error)
                 self._forget(name)
+                kill_actor(name)  # should Ray be wrong about it
                 await self._apply(supervise.Died(now(), name, str(error)))
             else:
                 self._reports[name] = report
@@ -252,5 +255,6 @@ def start_controller(plan: PoolPlan) -> ActorHandle:
         lifetime="detached",
         max_restarts=-1,
         max_task_retries=0,
+        max_concurrency=MOST_CLIENTS,
         num_cpus=0,
     ).remote(plan)

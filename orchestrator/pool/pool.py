@@ -1,5 +1,6 @@
 """Bring a pool up, find it, look at it, take it down. Ray room."""
 
+import logging
 import secrets
 import threading
 import time
@@ -16,6 +17,8 @@ from .controller import find_actor, kill_actor, living_actors, start_controller
 from .plan import PoolPlan
 from .records import Membership, PoolHandle, controller_name
 from .translate import translated
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[Membership], None]
 """Called with each new membership while a pool comes up."""
@@ -195,8 +198,10 @@ class _Lease:
         while not self._stopped.wait(self._every_s):
             if not ray.is_initialized():
                 return
-            actor: Any = find_actor(controller_name(self._pool))
-            if actor is None:
-                return  # the pool is down
-            # Not waited for: a controller that is away just now is told again in time.
-            actor.renew.remote()
+            try:
+                actor: Any = find_actor(controller_name(self._pool))
+                if actor is None:
+                    return  # the pool is down
+                actor.renew.remote()  # not waited for: told again in time if it is away just now
+            except RayError as error:  # Ray's own head is away
+                log.warning("the lease of pool %s is not renewed: %s", self._pool, error)

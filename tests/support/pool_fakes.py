@@ -2,7 +2,7 @@
 
 A role's `arguments` choose its behaviour:
     width, vocabulary: sizes (default 4 and 100).
-    weights: stands in the fingerprint (default "w").
+    weights: stands in the fingerprint (default "w"); `$NAME` takes an environment variable.
     gate: a folder. A forward leaves `started-<pid>` there and waits until `open` exists.
     raises_on: a token; a request that holds it raises ValueError.
     load_raises: "spec" or "value"; loading raises SpecError or ValueError.
@@ -42,9 +42,10 @@ class FakeEngine:
 
     def describe(self) -> RoleDescription:
         arguments = self.arguments
+        weights = os.path.expandvars(arguments.get("weights", "w"))
         return RoleDescription(
             self.role,
-            fingerprint=f"{self.role}-{arguments.get('weights', 'w')}",
+            fingerprint=f"{self.role}-{weights}",
             vocabulary=arguments.get("vocabulary", 100),
             width=arguments.get("width", 4),
             parameters=7,
