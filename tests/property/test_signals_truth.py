@@ -133,6 +133,7 @@ def test_kept_mass_is_never_more_than_one(data: tuple[Tensor, Head], dtype: Any,
     vocabulary = head.weight.shape[0]
     signal = across(TopKAsk(min(k, vocabulary), dtype, LADDER), hidden, head)
     assert isinstance(signal, TopKSignal)
+    assert signal.logprobs.double().exp().sum(-1).max() <= 1 + 1e-6
     for rung, t in enumerate(LADDER):
         mass = (signal.logprobs / t - signal.log_z[:, rung : rung + 1]).double().exp().sum(-1)
         assert mass.max() <= 1 + 1e-6

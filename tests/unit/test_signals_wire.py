@@ -83,6 +83,23 @@ def test_a_model_without_a_head_gives_the_same_top_k_from_logits():
     assert all(np.array_equal(by_head[name], by_logits[name]) for name in by_head)
 
 
+@pytest.mark.parametrize("ladder", [(1.0,), (2.0, 4.0)])
+def test_a_rounded_mass_above_one_is_brought_back(ladder: tuple[float, ...]):
+    """Half, half and a little: more than one, though the role kept less than everything."""
+    ask = TopKAsk(3, "float16", ladder)
+    arrays = {
+        "ids": np.array([[0, 1, 2]], np.uint16),
+        "logprobs": np.array([[-0.69, -0.695, -6.0]], np.float16),
+        "log_z": np.zeros((1, len(ladder)), np.float32),
+    }
+    signal = decode(reply(ask, arrays), None)
+    assert isinstance(signal, TopKSignal)
+    assert signal.logprobs.exp().sum() == pytest.approx(1.0, abs=1e-6)
+    for rung, temperature in enumerate(ladder):
+        kept = (signal.logprobs / temperature - signal.log_z[:, rung]).exp().sum()
+        assert kept <= 1 + 1e-6
+
+
 def test_impossible_entries_stay_finite_and_improbable():
     logits = torch.tensor([[0.0, -torch.inf, 1.0]])
     for dtype in ("float32", "float16"):
