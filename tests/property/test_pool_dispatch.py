@@ -1,8 +1,9 @@
 """The client's and the controller's decisions under any order, loss, repetition and delay.
 
-Planted faults that these machines caught when they were written: a second answer delivered again,
-a late send answered twice, the window ignored on admission, a send that never gets late, a budget
-off by one, a death that does not empty its slot.
+Faults planted by hand that these machines caught: a second answer delivered again, the window
+ignored on admission, a stale membership accepted, an attempt number used twice, patience without
+end; a restart budget off by one, a death that does not empty its slot, a name used twice, news
+without a new version, a silent replica replaced but not ended.
 """
 
 from collections import Counter
