@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import BudgetExhausted
 from orchestrator.events import Event
@@ -25,7 +26,11 @@ class Group:
     def __init__(self, plan: GroupPlan) -> None:
         self._plan = plan
         self._name = f"desk-{uuid.uuid4().hex[:8]}"
-        self._desk: Any = DeskActor.options(name=self._name, namespace=NAMESPACE).remote()  # type: ignore[attr-defined]
+        # On the driver's node: it lives as long as the driver, and no dead or cut-off node takes it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk: Any = DeskActor.options(  # type: ignore[attr-defined]
+            name=self._name, namespace=NAMESPACE, scheduling_strategy=here
+        ).remote()
         self._seen = 0
         self._failure: BaseException | None = None
         ray.get(self._desk.first_open.remote())
