@@ -1,0 +1,58 @@
+"""Peak memory of a process and all its descendants, sampled from outside. Linux only."""
+
+import re
+import threading
+from pathlib import Path
+
+import psutil
+
+
+class TreeMemory:
+    """Samples a process tree until stopped.
+
+    `peak_mib` is the largest sum of proportional set sizes (a page that n processes share counts
+    1/n in each); `summed_peaks_mib` adds up each process's own peak resident size (ru_maxrss), so
+    it counts shared pages again and peaks that were at different times.
+    """
+
+    def __init__(self, pid: int, every_s: float = 0.5) -> None:
+        self._root, self._every_s = psutil.Process(pid), every_s
+        self._peaks: dict[int, float] = {}
+        self.peak_mib = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def summed_peaks_mib(self) -> float:
+        return sum(self._peaks.values())
+
+    def stop(self) -> None:
+        """No more samples."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(self._every_s):
+            self._sample()
+
+    def _sample(self) -> None:
+        now = 0.0
+        try:
+            family = [self._root, *self._root.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for process in family:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has ended meanwhile
+            now += _kib(rollup, "Pss") / 1024
+            self._peaks[process.pid] = _kib(status, "VmHWM") / 1024
+        self.peak_mib = max(self.peak_mib, now)
+
+
+def _kib(text: str, field: str) -> int:
+    found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found[1]) if found else 0  # a process that is ending has no memory left
