@@ -86,7 +86,8 @@ def event_text(event: Event) -> str | None:
         case Phase(job=job, text=text):
             return f"{job}: {text}"
         case Evaluated(job=job, step=step, evaluation=evaluation):
-            return f"{job}: step {step}, held out: {_numbers(evaluation)}"
+            numbers = ", ".join(_numbers(evaluation)) or "nothing measured"
+            return f"{job}: step {step}, held out: {numbers}"
         case CheckpointWritten(job=job, step=step, path=path):
             return f"{job}: checkpoint of step {step} in {path}"
         case Warned(job=job, text=text):
@@ -197,12 +198,12 @@ def _losses(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     return losses[:1] if len(losses) == 2 else losses
 
 
-def _numbers(evaluation: Mapping[str, object]) -> str:
-    """Nested numbers of an evaluation, flat."""
-    parts = []
+def _numbers(evaluation: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Nested numbers of an evaluation, flat; what was not measured is left out."""
+    parts: list[str] = []
     for name, value in evaluation.items():
         if isinstance(value, Mapping):
-            parts += [f"{name} {inner}" for inner in [_numbers(value)] if inner]
+            parts += _numbers(value, f"{prefix}{name} ")
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            parts.append(f"{name} {value:.4g}")
-    return ", ".join(parts) or "nothing measured"
+            parts.append(f"{prefix}{name} {value:.4g}")
+    return parts
