@@ -79,20 +79,26 @@ class CheckpointSpec(Spec):
 
     every_steps: PositiveInt = 100
     every_minutes: PositiveFloat | None = None
+    """Also when this much time has passed since the last one."""
     keep: PositiveInt = 2
+    """Newest checkpoints kept."""
 
 
 class TrainingSpec(Spec):
     """How the student is trained."""
 
     steps: PositiveInt | None = None
+    """Optimiser steps; or give epochs."""
     epochs: PositiveInt | None = None
+    """Passes over the training data; or give steps."""
     global_batch: PositiveInt = 16
     """Rows in one optimiser step over all workers."""
     micro_batch: PositiveInt = 4
     """Rows in one forward of one worker; memory only, the result does not depend on it."""
     workers: PositiveInt = 1
+    """Ranks; the same for a run's whole life."""
     resources: ResourcesSpec = ResourcesSpec()
+    """What one worker takes."""
     threads: PositiveInt = 1
     """CPU threads of one worker."""
     zero: Annotated[int, Field(ge=0, le=3)] = 0
@@ -201,7 +207,9 @@ class EvaluationSpec(Spec):
     """Held-out measurements before, during and after training."""
 
     before: bool = True
+    """Measure before the first step."""
     every_steps: PositiveInt | None = None
+    """Measure during training; absent: not."""
     rows: PositiveInt | None = 64
     """Held-out rows measured; absent: all."""
     against: str | None = None
@@ -222,11 +230,15 @@ class TrackingSpec(Spec):
     """Where MLflow records the run; absent uri: a sqlite file beside the runs."""
 
     uri: Annotated[str | None, AfterValidator(_known_tracking_scheme)] = None
+    """http(s) address, sqlite:/// file, or folder; absent: a sqlite file in the storage."""
     experiment: str = "stillhouse"
+    """MLflow experiment."""
     tags: dict[str, str] = {}
+    """Tags of the run."""
     register_as: str | None = None
     """Name in the model registry for the trained student; absent: not registered."""
     every_steps: PositiveInt = 1
+    """Steps between recorded metrics."""
 
 
 class RaySpec(Spec):
@@ -244,18 +256,29 @@ class JobSpec(Spec):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+    """Begins the run id; later jobs of the file refer to it."""
     student: StudentSpec
+    """The model that is trained."""
     roles: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")], RoleSpec] = {}
+    """Served models by name."""
     data: DataSpec
+    """What is read, and how it becomes rows."""
     objective: ObjectiveSpec
+    """What to learn, and from which role."""
     training: TrainingSpec
+    """How the student is trained."""
     pool: PoolSpec = EphemeralPool()
+    """Where the roles are served."""
     evaluation: EvaluationSpec = EvaluationSpec()
+    """What is measured on held-out data."""
     tracking: TrackingSpec = TrackingSpec()
+    """Where the run is recorded."""
     ray: RaySpec = RaySpec()
+    """The cluster."""
     storage: str = "runs"
     """Folder or fsspec URI that holds run directories."""
     seed: NonNegativeInt = 0
+    """Of fresh weights, the order of the data and dropout."""
     deterministic: bool = False
     """Bit-equal results whatever dies on the way: fixed shapes, deterministic kernels."""
 

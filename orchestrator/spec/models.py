@@ -6,6 +6,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from strategies.specs import Spec
 
+from .refuse import refusal
+
 SOURCES = ("path", "hub", "registry", "job", "architecture", "import")
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -46,20 +48,31 @@ class ModelSpec(Spec):
     """
 
     path: str | None = None
+    """Folder in Hugging Face layout: config.json and safetensors."""
     hub: str | None = None
+    """Hub id, `owner/name`."""
     revision: str | None = None
+    """Branch, tag or commit of a hub model."""
     registry: Annotated[str | None, Field(pattern=r"^models:/[^/]+/[^/]+$")] = None
+    """MLflow model registry: `models:/name/version`."""
     job: str | None = None
+    """The student of an earlier job of the same file."""
     architecture: dict[str, Any] | None = None
+    """Fresh weights: a transformers config with its `model_type`."""
     import_: Annotated[str | None, Field(alias="import", pattern=r"^[\w.]+:[\w.]+$")] = None
+    """`package.module:callable` that returns a torch module."""
     arguments: dict[str, Any] = {}
+    """Keyword arguments of the imported callable."""
     task: Literal["causal_lm", "classifier"] = "causal_lm"
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; default: the model's own, else the first role's."""
     dtype: DType = "float32"
+    """Of the weights as loaded; for a student, of those exported."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     allow_remote_code: bool = False
+    """Run Python files that come with the model."""
     allow_pickle: bool = False
+    """Read weights from pickles, which can run code."""
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSpec":
@@ -124,10 +137,31 @@ class RoleSpec(ModelSpec):
     """A served role: who answers, how many copies, and in which encoding."""
 
     replicas: PositiveInt = 1
+    """Copies of the model."""
     resources: ResourcesSpec = ResourcesSpec()
+    """What one replica takes."""
     threads: PositiveInt = 1
     """CPU threads of one replica."""
-    parallel: Literal["none", "layers", "tensor"] = "none"
+    parallel: Literal["none", "layers"] = "none"
+    """How one replica uses several GPUs: `layers` lays the model's layers over them."""
     encoding: EncodingSpec = HiddenEncoding(kind="hidden")
     max_queue: PositiveInt = 64
     """Requests a replica holds before it refuses more with a retry hint."""
+
+    @model_validator(mode="after")
+    def _several_gpus_are_shared_in_a_stated_way(self) -> "RoleSpec":
+        several = self.resources.gpus > 1
+        if several and self.parallel == "none":
+            raise refusal(
+                "parallel",
+                f"is none, and resources.gpus is {self.resources.gpus:g}: only one is used",
+                "Set parallel: layers, or take one GPU and more replicas",
+            )
+        if not several and self.parallel != "none":
+            raise refusal(
+                "parallel",
+                f"is {self.parallel}, and resources.gpus is {self.resources.gpus:g}: there is "
+                "nothing to share",
+                "Set resources.gpus to 2 or more, or remove parallel",
+            )
+        return self

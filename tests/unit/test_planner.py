@@ -128,7 +128,7 @@ def test_too_many_replicas_say_how_many_fit() -> None:
 
 
 def test_a_process_larger_than_every_node_is_refused_though_the_sum_suffices() -> None:
-    role = {"architecture": ARCHITECTURE, "resources": {"gpus": 6}}
+    role = {"architecture": ARCHITECTURE, "resources": {"gpus": 6}, "parallel": "layers"}
     error = refusal(job(roles={"teacher": role}), GPU_NODE, GPU_NODE)
     assert error.field == "roles.teacher.resources"
     assert "GPU 6" in error.problem and "GPU 4" in error.problem

@@ -125,6 +125,8 @@ def test_the_job_of_a_list_is_named_and_the_other_errors_counted(tmp_path: Path)
         ("student.revision=main", "student: revision is only used with hub"),
         ("name=Bad Name", "name: is 'Bad Name'. Write something that matches"),
         ("data.held_out=1", "data.held_out: is 1"),
+        ("roles={t: {path: a, resources: {gpus: 2}}}", "roles.t.parallel: is none"),
+        ("roles={t: {path: a, parallel: layers}}", "roles.t.parallel: is layers"),
         ("student.job=later", "student: has 2 sources"),
     ],
 )
