@@ -6,38 +6,20 @@ the seed alone, so every rank builds the same. Imports torch and transformers; n
 or mlflow.
 """
 
-import importlib
-import logging
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
-import torch
-import transformers
 from torch import nn
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import ModelSpec
 from strategies.contract import Head
 
-from .architecture import fresh_config
+from .build import MODEL_ERRORS, Resolve, build_module
 from .fingerprint import role_fingerprint
-from .folder import check_folder, is_adapter
 from .forward import packing_is_exact
 from .head import HeadForm, find_head_form, head_of, output_layer
-from .hub import snapshot
-
-logger = logging.getLogger(__name__)
-
-_MODEL_ERRORS = (
-    ValueError, TypeError, RuntimeError, ImportError, LookupError, AttributeError, AssertionError
-)  # fmt: skip
-"""What a model's own code raises when its config or weights make no sense."""
-
-Resolve = Callable[[str, str], str]
-"""(kind, value) of a `registry` or `job` source -> folder."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +91,7 @@ def load_model(
             "is flash_attention_2, which needs a GPU, and this process has device cpu",
             "Use sdpa, or give the process a GPU",
         )
-    module = _module(spec, device, tokenizer, seed, resolve, field)
+    module = build_module(spec, device, tokenizer, seed, resolve, field)
     if device != "auto":
         module.to(device)
     module.requires_grad_(for_training).train(for_training)
@@ -119,192 +101,6 @@ def load_model(
     if not for_training:
         _ = loaded.fingerprint  # of the weights as loaded: read before anyone can change them
     return loaded
-
-
-def _module(
-    spec: ModelSpec,
-    device: str,
-    tokenizer: str | None,
-    seed: int,
-    resolve: Resolve | None,
-    field: str,
-) -> nn.Module:
-    kind, value = spec.source
-    match kind:
-        case "path":
-            return _from_folder(value, spec, device, f"{field}.path")
-        case "hub":
-            folder = snapshot(value, spec, f"{field}.hub")
-            return _from_folder(folder, spec, device, f"{field}.hub")
-        case "registry" | "job":
-            if resolve is None:
-                raise ValueError(f"{field}.{kind} needs `resolve` to find its folder; pass it")
-            return _from_folder(resolve(kind, value), spec, device, f"{field}.{kind}")
-        case "architecture":
-            return _fresh(value, spec, tokenizer, seed, field)
-        case _:
-            return _imported(value, spec, seed, field)
-
-
-def _from_folder(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Module:
-    found = check_folder(folder, spec, field)
-    if is_adapter(folder):
-        return _from_adapter(folder, found, spec, device, field)
-    arguments: dict[str, Any] = {
-        "dtype": getattr(torch, spec.dtype),
-        "attn_implementation": spec.attention,
-        "trust_remote_code": spec.allow_remote_code,
-        "use_safetensors": None if spec.allow_pickle else True,
-        "output_loading_info": True,
-        "local_files_only": True,
-    }
-    if device == "auto":
-        arguments["device_map"] = "auto"
-    config = _load_config(folder, spec, field)
-    try:
-        module, info = _auto_class(config, spec, field).from_pretrained(folder, **arguments)
-    except (OSError, *_MODEL_ERRORS) as error:
-        _blame_attention(error, spec, field.rpartition(".")[0])
-        raise SpecError(
-            field, f"{folder} does not load as a {spec.task} ({error})", "Mend it, or use another"
-        ) from error
-    _check_complete(info, folder, field)
-    return module
-
-
-def _from_adapter(
-    folder: str, found: Mapping[str, Any], spec: ModelSpec, device: str, field: str
-) -> nn.Module:
-    """The base with the adapter merged into it."""
-    from peft import PeftModel
-
-    base = found.get("base_model_name_or_path")
-    if not base or not Path(base).is_dir():
-        raise SpecError(
-            field,
-            f"{folder} is an adapter of {base!r}, which is no folder on this machine",
-            "Put the base there, or export the student with lora.export: merged",
-        )
-    module = _from_folder(base, spec, device, field)
-    merged: nn.Module = PeftModel.from_pretrained(module, folder).merge_and_unload()  # type: ignore[arg-type, operator]
-    return merged
-
-
-def _check_complete(info: Mapping[str, Any], folder: str, field: str) -> None:
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise SpecError(
-            field,
-            f"{folder} lacks {len(missing)} weights ({', '.join(missing[:3])}), which would be "
-            "drawn at random",
-            "Use a folder with all of them, or another task",
-        )
-    mismatched = sorted(str(entry) for entry in info["mismatched_keys"])
-    if mismatched:
-        raise SpecError(
-            field,
-            f"{folder} has weights of another shape than its config ({', '.join(mismatched[:3])})",
-            "Mend the config, or the weights",
-        )
-    unexpected = sorted(info["unexpected_keys"])
-    if unexpected:
-        logger.warning(
-            "%s: %d weights of %s are not used: %s",
-            field,
-            len(unexpected),
-            folder,
-            ", ".join(unexpected[:3]),
-        )
-
-
-def _load_config(folder: str, spec: ModelSpec, field: str) -> Any:
-    try:
-        return transformers.AutoConfig.from_pretrained(
-            folder, trust_remote_code=spec.allow_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise SpecError(
-            field, f"{folder}/config.json is not understood ({error})", "Mend it"
-        ) from error
-
-
-def _auto_class(config: Any, spec: ModelSpec, field: str) -> Any:
-    """The transformers auto class for a task; a classifier reads tokens or images."""
-    if spec.task == "causal_lm":
-        return transformers.AutoModelForCausalLM
-    named = " ".join(getattr(config, "architectures", None) or [])
-    classes = (
-        transformers.AutoModelForSequenceClassification,
-        transformers.AutoModelForImageClassification,
-    )
-    for auto in classes:
-        if auto.__name__.removeprefix("AutoModel") in named:
-            return auto
-    for auto in classes:
-        if type(config) in auto._model_mapping:
-            return auto
-    raise SpecError(
-        f"{field}.task",
-        f"is classifier, and transformers has none of model type {config.model_type!r}",
-        "Use another model type, or an import source",
-    )
-
-
-def _fresh(
-    fields: dict[str, Any], spec: ModelSpec, tokenizer: str | None, seed: int, field: str
-) -> nn.Module:
-    text = spec.task == "causal_lm"
-    config = fresh_config(fields, tokenizer if text else None, field, text=text)
-    auto = _auto_class(config, spec, field)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            # Drawn in float32 and then rounded, so that dtypes of one seed are one model.
-            module = auto.from_config(
-                config, dtype=torch.float32, attn_implementation=spec.attention
-            )
-        except _MODEL_ERRORS as error:
-            _blame_attention(error, spec, field)
-            raise SpecError(
-                f"{field}.architecture", f"cannot be built ({error})", "Mend its fields"
-            ) from error
-    return module.to(getattr(torch, spec.dtype))
-
-
-def _blame_attention(error: Exception, spec: ModelSpec, field: str) -> None:
-    """Transformers refuses an attention by message only."""
-    if "attention implementation" in str(error) or "FlashAttention" in str(error):
-        raise SpecError(
-            f"{field}.attention",
-            f"is {spec.attention}, which this model or machine does not have ({error})",
-            "Use eager",
-        ) from error
-
-
-def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:
-    where, _, name = target.partition(":")
-    field = f"{field}.import"
-    try:
-        made: Any = importlib.import_module(where)
-        for part in name.split("."):
-            made = getattr(made, part)
-    except (ImportError, AttributeError) as error:
-        raise SpecError(
-            field, f"is {target!r}, which does not import ({error})", "Name module:function"
-        ) from error
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            module = made(**spec.arguments)
-        except TypeError as error:
-            raise SpecError(
-                field, f"{target} refuses its arguments ({error})", "Mend arguments"
-            ) from error
-    if not isinstance(module, nn.Module):
-        raise SpecError(
-            field, f"{target} returned {type(module).__name__}", "Return a torch.nn.Module"
-        )
-    return module.to(getattr(torch, spec.dtype))
 
 
 def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
@@ -339,7 +135,7 @@ def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
 def _head_form(module: nn.Module, field: str) -> HeadForm | None:
     try:
         return find_head_form(module)
-    except _MODEL_ERRORS as error:
+    except MODEL_ERRORS as error:
         raise SpecError(
             field, f"{_name(module)} does not run forward ({error})", "Mend its config"
         ) from error
@@ -348,7 +144,7 @@ def _head_form(module: nn.Module, field: str) -> HeadForm | None:
 def _check_packing(loaded: Loaded, field: str) -> None:
     try:
         exact = loaded.packing_is_exact
-    except _MODEL_ERRORS as error:
+    except MODEL_ERRORS as error:
         raise SpecError(
             field,
             f"{_name(loaded.module)} does not run packed ({error})",
