@@ -6,9 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stillhouse
 DOCS_STAMP := $(VENV)/.stillhouse-docs
+TRL_STAMP := build/trl/.stillhouse
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test check lint format chaos bench docs clean
+.PHONY: help quickstart test check lint format chaos bench bench-trl docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,7 +17,7 @@ help:
 	@echo "make test         unit, property and distributed tests"
 	@echo "make check        ruff, pyright, import-linter, unit and property tests"
 	@echo "make chaos        jobs under process kills"
-	@echo "make bench        measurements of docs/benchmarks.md"
+	@echo "make bench        measurements of docs/benchmarks.md; bench-trl: against TRL"
 	@echo "make docs         the documentation, strictly, into site/"
 	@echo "make clean        remove the environment and everything built"
 
@@ -56,7 +57,20 @@ chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos
 
 bench: $(STAMP)
-	$(BIN)/python -m pytest tests/benchmarks -s --timeout=3600
+	$(BIN)/python tests/benchmarks/overhead.py
+	$(BIN)/python tests/benchmarks/start.py
+	$(BIN)/python tests/benchmarks/loss_head.py
+
+# TRL in an environment of its own that sees this project's packages and adds nothing to them.
+$(TRL_STAMP): $(STAMP)
+	$(PYTHON) -m venv build/trl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > build/project.pth
+	mv build/project.pth $$(build/trl/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/
+	build/trl/bin/python -m pip install --disable-pip-version-check --no-deps trl==1.16.0 $(PIP_ARGS)
+	touch $@
+
+bench-trl: $(TRL_STAMP)
+	$(BIN)/python tests/benchmarks/against_trl.py --trl-python build/trl/bin/python
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/generate_reference.py --check

@@ -1,5 +1,6 @@
 """Files that are shipped for people to start from still load."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,24 @@ def test_every_example_is_a_job_file(path: Path) -> None:
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_every_cluster_file_is_yaml_with_a_cluster_name(path: Path) -> None:
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["cluster_name"]
+
+
+def job_blocks() -> list[tuple[str, str]]:
+    """(where, text) of each YAML block of the pages that is a whole job file."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    return [
+        (f"{page.name}-{index}", block)
+        for page in pages
+        for index, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S))
+        if block.startswith(("name:", "jobs:"))
+    ]
+
+
+def test_the_pages_show_whole_jobs() -> None:
+    assert len(job_blocks()) >= 2
+
+
+@pytest.mark.parametrize(("where", "block"), job_blocks(), ids=lambda value: value[:20])
+def test_every_job_shown_on_a_page_is_a_job_file(where: str, block: str, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(block)
+    assert load_jobs(tmp_path / "job.yaml"), where
