@@ -24,7 +24,7 @@ class Outcome:
     error: StillhouseError | None = None
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)  # type: ignore[call-overload]
 class DeskActor:
     """State of one group's queue. All methods run on one event loop."""
 

@@ -98,13 +98,16 @@ class Engine:
         config = deepspeed_config(job)
         if training.zero == 3 and leaves:
             deepspeed.utils.set_z3_leaf_modules(module, list(leaves))
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        # DeepSpeed's own annotations are loose unions, hence Any.
+        initialized: Any = deepspeed.initialize(
             model=module,
             model_parameters=[p for p in module.parameters() if p.requires_grad],  # type: ignore[arg-type]
             optimizer=_optimizer(module, training),
             config=config,
             dist_init_required=False,
         )
+        self._engine: Any = initialized[0]
+        self._optimizer: Any = initialized[1]
         self._accumulation: int = config["gradient_accumulation_steps"]
         self._world = training.workers
         self._zero = training.zero

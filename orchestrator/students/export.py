@@ -41,14 +41,15 @@ def export_student(job: StudentJob, engine: Engine, rank: int) -> Exported:
 def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     spec = job.spec
     lora = spec.student.lora
-    module = load_model(
+    loaded = load_model(
         spec.student.model_copy(update={"dtype": "float32"}),
         tokenizer=job.tokenizer,
         seed=spec.seed,
         field="student",
-    ).module
+    )
     if lora is not None:
-        module = apply_lora(module, lora, seed=spec.seed)
+        loaded = apply_lora(loaded, lora, seed=spec.seed)
+    module = loaded.module
     module.load_state_dict(weights, strict=True)
     sha = weights_sha256(module)
     module.to(getattr(torch, spec.student.dtype))
@@ -56,7 +57,7 @@ def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     target = f"{root.rstrip('/')}/export"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "export"
-        export_folder(module, job.tokenizer, folder, lora.export if lora else None)
+        export_folder(module, job.tokenizer, folder, lora)
         generated = _sample(job, folder)
         if fs.exists(target):
             fs.rm(target, recursive=True)

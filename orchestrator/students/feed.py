@@ -8,7 +8,7 @@ per epoch, samples asked = delivered = consumed.
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -16,6 +16,7 @@ from orchestrator.data import NumpyBatch, Order, SampleStore, collate, share
 from strategies.contract import Batch, LogitSignal
 
 from .batches import to_device
+from .ledger import Ledger
 from .questions import Questions
 
 AHEAD_WITHOUT_POOL = 2
@@ -30,25 +31,6 @@ class Micro:
     signals: dict[str, LogitSignal]
     samples: int
     tokens: int  # tokens of samples, padding not counted
-
-
-@dataclass(slots=True)
-class Ledger:
-    """(sample, role) pairs by epoch; `consumed` counts committed steps only."""
-
-    asked: dict[int, int] = field(default_factory=dict)
-    delivered: dict[int, int] = field(default_factory=dict)
-    consumed: dict[int, int] = field(default_factory=dict)
-
-    def committed(self) -> dict[str, int]:
-        """What a checkpoint keeps: at a step's end all three are equal for what was consumed."""
-        return {str(epoch): count for epoch, count in self.consumed.items()}
-
-    @classmethod
-    def restored(cls, committed: dict[str, int]) -> "Ledger":
-        """The ledger at a checkpoint: work asked ahead of it will be asked again."""
-        counts = {int(epoch): count for epoch, count in committed.items()}
-        return cls(dict(counts), dict(counts), dict(counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +75,10 @@ class Feed:
                 batch = collate(self._store, rows, self._context)
                 samples = sum(len(row) for row in rows)
                 tokens = int((batch.sample_index >= 0).sum())
-                ids = {
-                    role: self._questions.ask(role, f"{step}.{index}", batch)
-                    for role in (self._questions.asks if self._questions else ())
-                }
+                ids: dict[str, str] = {}
+                if self._questions is not None:
+                    for role in self._questions.asks:
+                        ids[role] = self._questions.ask(role, f"{step}.{index}", batch)
                 for _ in ids:
                     self.ledger.asked[epoch] = self.ledger.asked.get(epoch, 0) + samples
                 yield _Pending(step, epoch, batch, samples, tokens, ids)

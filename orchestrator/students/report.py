@@ -64,6 +64,6 @@ class Reporter:
             ready, _ = ray.wait([self._stop], timeout=0)
             if not ready:
                 return False
-            answer = ray.get(self._stop)
+            answer = bool(ray.get(self._stop))
         self._stop = self._desk.stop_requested.remote()
         return answer

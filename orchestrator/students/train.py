@@ -6,35 +6,31 @@ Every rank runs `train_student` alike. Collective calls are marked; a decision t
 
 import logging
 import os
-import random
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from orchestrator.data import Order, TokenData, prepare
-from orchestrator.errors import CheckpointError, CountsDiffer, Interrupted, NonFiniteLoss
+from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
 from orchestrator.models.families import zero3_leaves
-from orchestrator.models.load import Loaded, load_model
-from orchestrator.models.lora import apply_lora
-from orchestrator.models.trainable import apply_trainable
-from orchestrator.spec.job import JobSpec
-from strategies.objective import Objective, build_objective
+from orchestrator.models.load import Loaded
+from strategies.objective import build_objective
 
 from .checkpoint import Checkpoints
-from .engine import Engine, learning_rate
+from .collective import sum_over_ranks
+from .engine import Engine
 from .export import export_student
-from .feed import Feed, Ledger, Micro
+from .feed import Feed
 from .held_out import HeldOut
+from .ledger import Ledger, check
 from .module import StudentModule
 from .questions import Questions, open_questions
 from .records import StudentJob
 from .report import Reporter
+from .start import load_student, settle
+from .step import Stepped, Stepper
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +56,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
         NonFiniteLoss, Interrupted, CheckpointError, SpecError, CountsDiffer: on every rank.
     """
     clock = Clock()
-    _settle(job.spec, rank)
+    settle(job.spec, rank)
     reporter.phase("reading data")
     data = prepare(job.spec.data, job.tokenizer, job.cache_folder)
     clock.lap("data")
@@ -75,42 +71,6 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     finally:
         if questions is not None:
             questions.client.close()
-
-
-def _settle(spec: JobSpec, rank: int) -> None:
-    """Threads, seeds and determinism of this process."""
-    torch.set_num_threads(spec.training.threads)
-    random.seed(spec.seed)
-    np.random.seed(spec.seed % 2**32)
-    torch.manual_seed(spec.seed + 1000003 * rank)
-    if spec.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(spec.deterministic)
-
-
-def load_student(job: StudentJob) -> Loaded:
-    """The student, equal on every rank, with its trainable part chosen."""
-    spec = job.spec
-    loaded = load_model(
-        spec.student.model_copy(
-            update={"dtype": "float32"}
-        ),  # master weights; dtype is the export's
-        device="cuda" if spec.training.resources.gpus else "cpu",
-        tokenizer=job.tokenizer,
-        for_training=True,
-        seed=spec.seed,
-        packing=spec.data.packing,
-        field="student",
-    )
-    if spec.student.lora is not None:
-        adapted = apply_lora(loaded.module, spec.student.lora, seed=spec.seed)
-        loaded = replace(loaded, module=adapted)
-    if spec.student.trainable is not None:
-        apply_trainable(loaded.module, spec.student.trainable)
-    if spec.training.gradient_checkpointing:
-        enable: Any = loaded.module.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return loaded
 
 
 class Run:
@@ -137,12 +97,14 @@ class Run:
         self.steps = spec.training.steps or sum(
             self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
         )
-        self.objective: Objective = build_objective(spec.objective)
         reporter.phase("starting DeepSpeed")
         self.engine = Engine(
             StudentModule(loaded.module, loaded.head()), spec, zero3_leaves(loaded.module)
         )
         clock.lap("deepspeed")
+        self.stepper = Stepper(
+            self.engine, build_objective(spec.objective), spec.training, self.steps
+        )
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
             job.run_folder, job.run_id, spec.training.checkpoint.keep, rank, local_rank
@@ -213,117 +175,39 @@ class Run:
             began = time.monotonic()
             waited = feed.wait_s
             micros = feed.step(step)
-            stop, by_clock, metrics = self._update(step, micros, feed.wait_s - waited)
+            waited = feed.wait_s - waited
+            tokens = sum(micro.tokens for micro in micros)
+            done = self.stepper.step(step, micros, partial(self._tell, waited, tokens))
             feed.commit(step, micros)
-            self._account(micros, time.monotonic() - began, metrics, feed.wait_s - waited)
+            metrics = self._account(done, time.monotonic() - began)
             self.reporter.event(StepDone(self.spec.name, step + 1, self.steps, metrics), step + 1)
             if step == start:
                 self.clock.lap("first_step")
-            self._between_steps(step + 1, stop, by_clock)
+            self._between_steps(step + 1, done.told["stop"] > 0, done.told["by_clock"] > 0)
 
-    def _update(
-        self, step: int, micros: list[Micro], waited_s: float
-    ) -> tuple[bool, bool, dict[str, float]]:
-        """One optimiser step over the global batch. Collective.
-
-        Returns:
-            Whether rank 0 wants to stop, whether its clock asks for a checkpoint, the metrics.
-        """
-        numbers = self.objective.numbers(step, self.steps)
-        counts = self._global_counts(micros)
-        scales = {
-            term: numbers[f"{term}.weight"] * self.engine.gradient_factor / max(count, 1.0)
-            for term, count in counts.items()
-        }
-        totals = dict.fromkeys(counts, 0.0)
-        shared: dict[str, float] = {}
-
-        def agree() -> None:
-            shared.update(self._agree(step, totals, waited_s, sum(m.tokens for m in micros)))
-
-        rate = learning_rate(
-            self.spec.training.learning_rate, self.spec.training.optimizer.lr, step, self.steps
-        )
-        self.engine.set_learning_rate(rate)
-        for index, micro in enumerate(micros):
-            last = index == len(micros) - 1
-            self._backward(micro, numbers, scales, totals, agree if last else None)
-        norm = self.engine.gradient_norm()
-        if not np.isfinite(norm):
-            raise NonFiniteLoss(step, f"gradient norm is {norm}; resume from the last checkpoint")
-        losses = {term: shared[f"total/{term}"] / max(counts[term], 1.0) for term in counts}
-        metrics = {f"loss/{term}": loss for term, loss in losses.items()}
-        metrics["loss/total"] = sum(numbers[f"{t}.weight"] * loss for t, loss in losses.items())
-        metrics |= {f"schedule/{name}": value for name, value in numbers.items()}
-        metrics |= {"train/learning_rate": rate, "train/gradient_norm": norm}
-        metrics["_tokens"] = shared["tokens"]
-        metrics["_waited_s"] = shared["waited_s"] / self.world
-        return shared["stop"] > 0, shared["by_clock"] > 0, metrics
-
-    def _backward(
-        self,
-        micro: Micro,
-        numbers: Mapping[str, float],
-        scales: Mapping[str, float],
-        totals: dict[str, float],
-        before_step: Any,
-    ) -> None:
-        def consume(outputs: Any) -> Tensor:
-            loss, sums = self.objective.loss(outputs, micro.batch, micro.signals, numbers, scales)
-            for term, total in sums.items():
-                totals[term] += float(total)
-            return loss
-
-        self.engine.backward(micro.batch, consume, before_step)
-
-    def _global_counts(self, micros: list[Micro]) -> dict[str, float]:
-        """Per term, the count over all ranks and micro-batches of the step. Collective."""
-        summed: dict[str, Tensor] = {}
-        for micro in micros:
-            for term, count in self.objective.counts(micro.batch, micro.signals).items():
-                summed[term] = summed.get(term, torch.zeros((), device=count.device)) + count
-        values = self._sum_over_ranks([float(count) for count in summed.values()])
-        return dict(zip(summed, values, strict=True))
-
-    def _agree(
-        self, step: int, totals: dict[str, float], waited_s: float, tokens: int
-    ) -> dict[str, float]:
-        """Sum what ranks must share, and stop them all before the optimiser moves. Collective."""
+    def _tell(self, waited_s: float, tokens: int) -> dict[str, float]:
+        """What this rank adds to the step's sum over ranks; rank 0 decides what all must do."""
         every = self.spec.training.checkpoint.every_minutes
         due = every is not None and time.monotonic() - self._checkpointed_at >= 60 * every
-        mine = {
-            **{f"total/{term}": total for term, total in totals.items()},
+        return {
             "stop": float(self.reporter.stop_requested()),
             "by_clock": float(due and self.rank == 0),
             "waited_s": waited_s,
             "tokens": float(tokens),
         }
-        summed = dict(zip(mine, self._sum_over_ranks(list(mine.values())), strict=True))
-        bad = {name: v for name, v in summed.items() if not np.isfinite(v)}
-        if bad:
-            detail = ", ".join(f"{name.removeprefix('total/')} = {v}" for name, v in bad.items())
-            raise NonFiniteLoss(step, f"{detail}; the weights are those of the step before")
-        return summed
 
-    def _sum_over_ranks(self, values: list[float]) -> list[float]:
-        if self.world == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.engine.device)
-        torch.distributed.all_reduce(tensor)
-        return tensor.tolist()
-
-    def _account(
-        self, micros: list[Micro], took_s: float, metrics: dict[str, float], waited_s: float
-    ) -> None:
-        tokens = metrics.pop("_tokens")
-        waited = metrics.pop("_waited_s")
+    def _account(self, done: Stepped, took_s: float) -> dict[str, float]:
+        """Add a step to the run's sums; its metrics."""
+        tokens, waited_s = done.told["tokens"], done.told["waited_s"] / self.world
         self.tokens += int(tokens)
         self.loop_s += took_s
-        self.wait_s += waited
-        metrics["throughput/tokens_per_s"] = tokens / took_s
-        metrics["student/wait_share"] = min(1.0, waited / took_s)
-        if self.questions is not None:
-            metrics |= self.questions.metrics()
+        self.wait_s += waited_s
+        return {
+            **done.metrics(),
+            "throughput/tokens_per_s": tokens / took_s,
+            "student/wait_share": min(1.0, waited_s / took_s),
+            **(self.questions.metrics() if self.questions is not None else {}),
+        }
 
     def _between_steps(self, done: int, stop: bool, by_clock: bool) -> None:
         every = self.spec.training.checkpoint.every_steps
@@ -345,35 +229,18 @@ class Run:
         """Samples asked = delivered = consumed in an epoch that is over. Collective."""
         if self.questions is None:
             return
-        books = (self.ledger.asked, self.ledger.delivered, self.ledger.consumed)
-        asked, delivered, consumed = self._sum_over_ranks(
-            [float(book.get(epoch, 0)) for book in books]
-        )
-        expected = len(self.questions.asks) * len(self.data.train) if whole else consumed
-        if not asked == delivered == consumed == expected:
-            raise CountsDiffer(
-                f"epoch {epoch} does not balance: {asked:.0f} samples asked, {delivered:.0f} "
-                f"delivered, {consumed:.0f} consumed, {expected:.0f} expected"
-            )
-        logger.info("epoch %d: asked = delivered = consumed = %d samples", epoch, consumed)
+        found = self.ledger.of_epoch(epoch, self.engine.device)
+        check(epoch, found, len(self.questions.asks) * len(self.data.train) if whole else None)
+        logger.info("epoch %d: asked = delivered = consumed = %d", epoch, found["consumed"])
 
     def _pool_counts(self) -> dict[str, Any]:
         if self.questions is None:
             return {}
-        counts = self.questions.counts()
-        summed = self._sum_over_ranks([float(v) for v in counts.values()])
-        totals = {name: int(v) for name, v in zip(counts, summed, strict=True)}
-        samples = self._sum_over_ranks(
-            [
-                float(sum(book.values()))
-                for book in (self.ledger.asked, self.ledger.delivered, self.ledger.consumed)
-            ]
-        )
+        mine = {name: float(value) for name, value in self.questions.counts().items()}
+        totals = sum_over_ranks(mine, self.engine.device)
         return {
-            **totals,
-            "samples": dict(
-                zip(("asked", "delivered", "consumed"), map(int, samples), strict=True)
-            ),
+            **{name: int(value) for name, value in totals.items()},
+            "samples": self.ledger.whole(self.engine.device),
             "replayed_steps": self.replayed_steps,
         }
 

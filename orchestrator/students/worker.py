@@ -16,6 +16,7 @@ from orchestrator.errors import (
 )
 
 from .desk import Outcome
+from .records import StudentJob
 
 SYMMETRIC = (SpecError, CheckpointError, CountsDiffer, NonFiniteLoss, Interrupted)
 """Errors every rank reaches alike: they end the job and not the group."""
@@ -29,12 +30,12 @@ def work(config: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     # DeepSpeed reads these when it joins the process group that Ray Train has made.
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    desk = ray.get_actor(config["desk"], namespace=config["namespace"])
+    desk: Any = ray.get_actor(config["desk"], namespace=config["namespace"])
     from .report import Reporter
     from .train import train_student
 
-    index = ray.get(desk.first_open.remote())
-    while (job := ray.get(desk.job.remote(index))) is not None:
+    index: int = ray.get(desk.first_open.remote())
+    while (job := _take(desk, index)) is not None:
         reporter = Reporter(desk, index, job.spec.name, rank)
         try:
             outcome = Outcome(train_student(job, rank, world, reporter))
@@ -56,3 +57,8 @@ def work(config: dict[str, Any]) -> None:
         if rank == 0:
             ray.get(desk.finish.remote(index, outcome))
         index += 1
+
+
+def _take(desk: Any, index: int) -> StudentJob | None:
+    job: Any = ray.get(desk.job.remote(index))
+    return job

@@ -1,0 +1,50 @@
+"""What a worker does before a job's first step: settle the process, load the student."""
+
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.models.load import Loaded, load_model
+from orchestrator.models.lora import apply_lora
+from orchestrator.models.trainable import apply_trainable
+from orchestrator.spec.job import JobSpec
+
+from .records import StudentJob
+
+
+def settle(spec: JobSpec, rank: int) -> None:
+    """Threads, seeds and determinism of this process."""
+    torch.set_num_threads(spec.training.threads)
+    random.seed(spec.seed)
+    np.random.seed(spec.seed % 2**32)
+    torch.manual_seed(spec.seed + 1000003 * rank)
+    if spec.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(spec.deterministic)
+
+
+def load_student(job: StudentJob) -> Loaded:
+    """The student, equal on every rank, with its trainable part chosen."""
+    spec = job.spec
+    loaded = load_model(
+        spec.student.model_copy(
+            update={"dtype": "float32"}
+        ),  # master weights; dtype is the export's
+        device="cuda" if spec.training.resources.gpus else "cpu",
+        tokenizer=job.tokenizer,
+        for_training=True,
+        seed=spec.seed,
+        packing=spec.data.packing,
+        field="student",
+    )
+    if spec.student.lora is not None:
+        loaded = apply_lora(loaded, spec.student.lora, seed=spec.seed)
+    if spec.student.trainable is not None:
+        apply_trainable(loaded.module, spec.student.trainable)
+    if spec.training.gradient_checkpointing:
+        enable: Any = loaded.module.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return loaded

@@ -1,0 +1,133 @@
+"""One optimiser step over the global batch, whatever it was cut into.
+
+Promises: every term's sum is divided by its count over all ranks and micro-batches, so the update
+does not depend on the cut; a loss that is not finite stops every rank before the optimiser moves.
+Knows nothing of Ray, of the pool or of files: what feeds it and what becomes of its result is the
+caller's.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orchestrator.errors import NonFiniteLoss
+from orchestrator.spec.job import TrainingSpec
+from strategies.contract import Outputs
+from strategies.objective import Objective
+
+from .collective import sum_over_ranks
+from .engine import Engine, learning_rate
+from .feed import Micro
+
+Told = Callable[[], Mapping[str, float]]
+"""Numbers of this rank that are to be summed over ranks, read just before the sum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What a step did, equal on every rank."""
+
+    losses: dict[str, float]  # per term: sum over global count, not weighted
+    numbers: dict[str, float]  # values of the objective's schedules
+    learning_rate: float
+    gradient_norm: float  # before clipping
+    told: dict[str, float]  # sums over ranks of what they told
+
+    @property
+    def loss(self) -> float:
+        """The weighted sum of the terms."""
+        return sum(self.numbers[f"{term}.weight"] * loss for term, loss in self.losses.items())
+
+    def metrics(self) -> dict[str, float]:
+        """Under the names that tracking records."""
+        return {
+            "loss/total": self.loss,
+            **{f"loss/{term}": loss for term, loss in self.losses.items()},
+            **{f"schedule/{name}": value for name, value in self.numbers.items()},
+            "train/learning_rate": self.learning_rate,
+            "train/gradient_norm": self.gradient_norm,
+        }
+
+
+class Stepper:
+    """Steps an engine towards an objective. All calls are collective."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        objective: Objective,
+        training: TrainingSpec,
+        steps: int,
+    ) -> None:
+        """`steps` are those of the whole job, at which schedules end."""
+        self._engine, self._objective = engine, objective
+        self._training, self._steps = training, steps
+
+    def step(self, step: int, micros: Sequence[Micro], tell: Told = dict) -> Stepped:
+        """One update from this rank's micro-batches, of which every rank has equally many.
+
+        Raises:
+            NonFiniteLoss: on every rank alike, if any rank's loss is not a number.
+        """
+        numbers = self._objective.numbers(step, self._steps)
+        counts = self._global_counts(micros)
+        scales = {
+            term: numbers[f"{term}.weight"] * self._engine.gradient_factor / max(count, 1.0)
+            for term, count in counts.items()
+        }
+        totals = dict.fromkeys(counts, 0.0)
+        shared: dict[str, float] = {}
+
+        def agree() -> None:
+            shared.update(self._agree(step, totals, tell()))
+
+        spec = self._training
+        rate = learning_rate(spec.learning_rate, spec.optimizer.lr, step, self._steps)
+        self._engine.set_learning_rate(rate)
+        for index, micro in enumerate(micros):
+            last = index == len(micros) - 1
+            self._backward(micro, numbers, scales, totals, agree if last else None)
+        norm = self._engine.gradient_norm()
+        if not math.isfinite(norm):
+            raise NonFiniteLoss(step, f"gradient norm is {norm}; resume from the last checkpoint")
+        losses = {term: shared.pop(f"total/{term}") / max(counts[term], 1.0) for term in counts}
+        return Stepped(losses, numbers, rate, norm, shared)
+
+    def _backward(
+        self,
+        micro: Micro,
+        numbers: Mapping[str, float],
+        scales: Mapping[str, float],
+        totals: dict[str, float],
+        before_step: Callable[[], None] | None,
+    ) -> None:
+        def consume(outputs: Outputs) -> Tensor:
+            loss, sums = self._objective.loss(outputs, micro.batch, micro.signals, numbers, scales)
+            for term, total in sums.items():
+                totals[term] += float(total)
+            return loss
+
+        self._engine.backward(micro.batch, consume, before_step)
+
+    def _global_counts(self, micros: Sequence[Micro]) -> dict[str, float]:
+        """Per term, the count over all ranks and micro-batches of the step."""
+        counts = {term.name: 0.0 for term in self._objective.terms}
+        for micro in micros:
+            for term, count in self._objective.counts(micro.batch, micro.signals).items():
+                counts[term] += float(count)
+        return sum_over_ranks(counts, self._engine.device)
+
+    def _agree(
+        self, step: int, totals: Mapping[str, float], told: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Sum what ranks must share, and stop them all before the optimiser moves."""
+        mine = {**{f"total/{term}": total for term, total in totals.items()}, **told}
+        summed = sum_over_ranks(mine, self._engine.device)
+        bad = {term: summed[f"total/{term}"] for term in totals}
+        bad = {term: value for term, value in bad.items() if not math.isfinite(value)}
+        if bad:
+            detail = ", ".join(f"{term} = {value}" for term, value in bad.items())
+            raise NonFiniteLoss(step, f"{detail}; the weights are those of the step before")
+        return summed
