@@ -128,8 +128,8 @@ class Session:
     ) -> tuple[StudentJob, Pool | None]:
         """What the workers need; pool and group are up when it returns."""
         resolved, tokenizer = _resolved(job, exports)
+        self._group = self._group_for(resolved)  # comes up by itself while the pool is waited for
         pool = self._pool_for(resolved)
-        self._group = self._group_for(resolved)
         student = StudentJob(
             resolved,
             folder.run_id,
@@ -189,6 +189,7 @@ class Session:
             self._on_event(Phase(job.name, f"loading {', '.join(roles)}"))
             self.pools[key] = Pool.up(wanted)
             self.seconds["pool"] = time.monotonic() - began
+            self._on_event(Phase(job.name, "pool ready"))
         return self.pools[key]
 
     def _group_for(self, job: JobSpec) -> Group:

@@ -3,11 +3,9 @@
 import threading
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import BudgetExhausted
@@ -16,6 +14,9 @@ from orchestrator.events import Event
 from .desk import DeskActor, Outcome
 from .records import GroupPlan, StudentJob
 from .worker import work
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 NAMESPACE = "stillhouse"
 
@@ -26,38 +27,19 @@ class Group:
     def __init__(self, plan: GroupPlan) -> None:
         self._plan = plan
         self._name = f"desk-{uuid.uuid4().hex[:8]}"
-        # On the driver's node: it lives as long as the driver, and no dead or cut-off node takes it.
+        # On the driver's node: it lives as long as the driver; no dead or cut-off node takes it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk: Any = DeskActor.options(  # type: ignore[attr-defined]
             name=self._name, namespace=NAMESPACE, scheduling_strategy=here
         ).remote()
         self._seen = 0
         self._failure: BaseException | None = None
-        ray.get(self._desk.first_open.remote())
-        trainer = TorchTrainer(
-            work,
-            train_loop_config={"desk": self._name, "namespace": NAMESPACE},
-            scaling_config=ScalingConfig(
-                num_workers=plan.workers,
-                use_gpu=plan.gpus > 0,
-                resources_per_worker={
-                    "CPU": plan.cpus,
-                    **({"GPU": plan.gpus} if plan.gpus else {}),
-                    **plan.custom,
-                },
-            ),
-            run_config=RunConfig(
-                name=self._name,
-                storage_path=plan.storage,
-                failure_config=FailureConfig(
-                    max_failures=plan.max_failures, controller_failure_limit=0
-                ),
-            ),
+        self._thread = threading.Thread(
+            target=self._fit, args=(_trainer(plan, self._name),), daemon=True
         )
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), daemon=True)
         self._thread.start()
 
-    def _fit(self, trainer: TorchTrainer) -> None:
+    def _fit(self, trainer: "TorchTrainer") -> None:
         try:
             trainer.fit()
         except BaseException as error:
@@ -104,3 +86,31 @@ class Group:
         ray.get(self._desk.close.remote())
         self._thread.join(timeout_s)
         ray.kill(self._desk)
+
+
+def _trainer(plan: GroupPlan, name: str) -> "TorchTrainer":
+    # Here, not above: the desk's process imports this package too, and Ray Train brings torch, for
+    # 3 s of a core and 300 MiB.
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        work,
+        train_loop_config={"desk": name, "namespace": NAMESPACE},
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker={
+                "CPU": plan.cpus,
+                **({"GPU": plan.gpus} if plan.gpus else {}),
+                **plan.custom,
+            },
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=plan.storage,
+            failure_config=FailureConfig(
+                max_failures=plan.max_failures, controller_failure_limit=0
+            ),
+        ),
+    )
