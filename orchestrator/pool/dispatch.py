@@ -13,7 +13,8 @@ Promises, whatever the order, loss, repetition or lateness of events:
   attempt given up as late is as good as that of its successor; every answer after the first is
   dropped and counted in `late_dropped`.
 
-Failures are sorted. Infrastructure (lost, late): sent elsewhere, at most `losses` times a request.
+Failures are sorted. Infrastructure (lost, late): sent elsewhere, at most `losses` times a request;
+a replica that is only out of reach rests and costs none of those.
 Data (the model's code raised): `data_tries` tries, on different replicas where there are several.
 Busy: the replica rests for the time it asked for. A request that no replica accepts for
 `patience_s` fails.
@@ -395,7 +396,12 @@ def _lost(state: ClientState, event: Lost) -> Step:
     work = state.works.get(event.request_id)
     if work is None or not _is_current(work, event.attempt):
         return state, []
-    return _again(state, work, replica, event.now, event.error)
+    if event.gone:
+        return _again(state, work, replica, event.now, event.error)
+    # Out of reach is no fault of the request, and may last as long as a node takes to be replaced:
+    # `patience_s` bounds it, counted from when the request began to wait.
+    work = replace(work, avoid=(*work.avoid, replica))
+    return _requeue(state, work, work.waiting_since), []
 
 
 def _refused(state: ClientState, event: Refused) -> ClientState:

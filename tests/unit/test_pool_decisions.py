@@ -123,6 +123,22 @@ def test_losses_beyond_the_budget_fail_the_request_with_the_last_cause():
     assert "no answer from a in 10 s" in str(failure.error)
 
 
+def test_a_replica_out_of_reach_for_long_costs_the_request_nothing_but_patience():
+    state, _ = run(client("a", patience_s=60.0), ask())
+    for second in range(1, 30):
+        attempt = state.works["r"].attempt
+        out_of_reach = dispatch.Lost(float(second), "r", attempt, False, LOST)
+        state, commands = run(state, out_of_reach, dispatch.Tick(second + 0.9))
+        assert [type(command) for command in commands] == [dispatch.SendTo]
+    attempt = state.works["r"].attempt
+    state, commands = run(state, dispatch.Answered(31.0, "r", attempt))
+    assert commands == [dispatch.Deliver("r", attempt)]
+
+    state, _ = run(client("a", patience_s=60.0), ask())
+    state, commands = run(state, dispatch.Lost(59.9, "r", 1, False, LOST), dispatch.Tick(60.1))
+    assert [type(command) for command in commands] == [dispatch.Fail]
+
+
 def test_an_error_of_the_data_is_tried_on_two_replicas_and_names_the_request():
     state, commands = run(client("a", "b"), ask())
     error = WorkerRaised("teacher", "r", "ValueError: bad token")
