@@ -187,6 +187,7 @@ OWNED_DEEPSPEED_KEYS = {
     "bf16": "training.precision",
     "fp16": "training.precision",
     "amp": "training.precision",
+    "data_types": "training.precision",
     "seed": "seed",
 }
 OWNED_ZERO_KEYS = {
