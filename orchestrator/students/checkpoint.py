@@ -125,7 +125,16 @@ class Checkpoints:
         return folder
 
     def _scratch(self) -> Path:
-        return Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}" / self._run_id
+        """A folder of this node that its ranks share and other users cannot change."""
+        own = Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}"
+        own.mkdir(mode=0o700, exist_ok=True)
+        if own.stat().st_uid != os.getuid() or own.stat().st_mode & 0o022:
+            raise CheckpointError(
+                f"{own} can be changed by others; remove it, or set TMPDIR to a folder of your own"
+            )
+        folder = own / self._run_id
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def _staging(self, folder: str) -> Path:
         staging = Path(folder) if self._local else self._scratch() / Path(folder).name
@@ -163,13 +172,7 @@ class Checkpoints:
         if not steps:
             return None
         folder = self._folder(steps[-1])
-        raw = json.loads(self._fs.cat_file(f"{folder}/{MANIFEST}"))
-        if raw.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{folder} has format {raw.get('format')}, this version reads {FORMAT}; "
-                f"use the version that wrote it"
-            )
-        manifest = Manifest(**raw)
+        manifest = _manifest(folder, self._fs.cat_file(f"{folder}/{MANIFEST}"))
         self._check(folder, manifest, "run_id", manifest.run_id, self._run_id)
         self._check(folder, manifest, "data version", manifest.data_version, data_version)
         self._check(folder, manifest, "seed", manifest.seed, seed)
@@ -197,23 +200,42 @@ class Checkpoints:
         folder = self._folder(step)
         local = Path(folder)
         if not self._local:
-            local = (
-                Path(tempfile.gettempdir()) / f"stillhouse-{os.getuid()}" / self._run_id / "read"
-            )
+            local = self._scratch() / "read"
             if self._local_rank == 0:
                 shutil.rmtree(local, ignore_errors=True)
                 self._fs.get(f"{folder}/", str(local), recursive=True)
             _barrier()
-        owner = local.stat().st_uid
-        if owner != os.getuid():
-            raise CheckpointError(
-                f"{local} belongs to user {owner}, not to you ({os.getuid()}); DeepSpeed's files "
-                f"are pickles, so only your own are read"
-            )
+        _check_owner(local)
         load_engine(local)
         state = json.loads((local / f"rank-{self._rank}.json").read_text())
         restore_random_state(state.pop("random"))
         return state
+
+
+def _manifest(folder: str, text: bytes) -> Manifest:
+    try:
+        raw = json.loads(text)
+        if raw["format"] == FORMAT:
+            return Manifest(**raw)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{folder}/{MANIFEST} cannot be read ({error}); remove {folder} to go on from the "
+            "checkpoint before"
+        ) from error
+    raise CheckpointError(
+        f"{folder} has format {raw['format']}, this version reads {FORMAT}; use the version that "
+        "wrote it"
+    )
+
+
+def _check_owner(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        owner = path.stat().st_uid
+        if owner != os.getuid():
+            raise CheckpointError(
+                f"{path} belongs to user {owner}, not to you ({os.getuid()}); DeepSpeed's files "
+                f"are pickles, so only your own are read"
+            )
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:
