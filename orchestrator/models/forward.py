@@ -46,13 +46,30 @@ def forward_hidden(module: nn.Module, input_ids: Tensor, position_ids: Tensor) -
     Raises:
         TypeError: the module has no backbone that can be run alone; use `forward_logits`.
     """
+    hidden = _run(_backbone_or_raise(module), input_ids, position_ids)
+    return hidden[0] if isinstance(hidden, tuple) else hidden.last_hidden_state
+
+
+def forward_routed(
+    module: nn.Module, input_ids: Tensor, position_ids: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `forward_hidden`, and what the routers of a mixture of experts said.
+
+    Returns:
+        [R, T, d], and per layer with experts [R * T, E] router logits; both differentiable.
+    """
+    decoder = _backbone_or_raise(module)
+    output = _run(decoder, input_ids, position_ids, output_router_logits=True)
+    return output.last_hidden_state, tuple(output.router_logits)
+
+
+def _backbone_or_raise(module: nn.Module) -> nn.Module:
     decoder = backbone(module)
     if decoder is None:
         raise TypeError(
             f"{type(module).__name__} has no backbone apart from its head; use forward_logits"
         )
-    hidden = _run(decoder, input_ids, position_ids)
-    return hidden[0] if isinstance(hidden, tuple) else hidden.last_hidden_state
+    return decoder
 
 
 def forward_logits(
@@ -141,14 +158,14 @@ def evaluating(module: nn.Module):
             part.training = mode
 
 
-def _run(model: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Any:
+def _run(model: nn.Module, input_ids: Tensor, position_ids: Tensor, **further: Any) -> Any:
     """One call, with the arguments that the module's forward takes."""
     rows, length = input_ids.shape
     # Flash attention reads restarts only in a batch of one, so there the rows are laid end to end.
     flat = rows > 1 and _attention(model) == "flash_attention_2"
     if flat:
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-    arguments: dict[str, Any] = {"input_ids": input_ids}
+    arguments: dict[str, Any] = {"input_ids": input_ids, **further}
     accepted = _parameters(model)
     if "position_ids" in accepted:
         arguments["position_ids"] = position_ids

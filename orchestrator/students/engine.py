@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from orchestrator.spec.job import JobSpec, LearningRateSpec, OptimizerSpec, TrainingSpec
 from strategies.contract import Batch
 
-from .module import Consumer
+from .module import Consumer, Owe
 
 
 def learning_rate(spec: LearningRateSpec, peak: float, step: int, total: int) -> float:
@@ -134,14 +134,18 @@ class Engine:
             group["lr"] = rate
 
     def backward(
-        self, batch: Batch, consume: Consumer, before_step: Callable[[], None] | None = None
+        self,
+        batch: Batch,
+        consume: Consumer,
+        before_step: Callable[[], None] | None = None,
+        owe: Owe | None = None,
     ) -> None:
-        """Forward and backward of one micro-batch.
+        """Forward and backward of one micro-batch; `consume` and `owe` as `StudentModule` says.
 
         `before_step` is given with the last one: it runs after the gradients are there and before
         the optimiser moves, and may raise.
         """
-        loss: Tensor = self._engine(batch, consume)
+        loss: Tensor = self._engine(batch, consume, owe)
         self._engine.backward(loss)
         if before_step is not None:
             before_step()

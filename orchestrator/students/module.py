@@ -12,10 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.models.forward import forward_hidden, forward_logits
+from orchestrator.errors import SpecError
+from orchestrator.models.families import OwedLoss, balance_loss
+from orchestrator.models.forward import forward_hidden, forward_logits, forward_routed
 from strategies.contract import Batch, Head, Outputs
 
 Consumer = Callable[[Outputs], Tensor]
+Owe = Callable[[Tensor], Tensor]
+"""The balance of a model's routers -> what to add to the loss for it."""
 
 
 class StudentModule(nn.Module):
@@ -24,21 +28,40 @@ class StudentModule(nn.Module):
     Args:
         model: the module to train.
         head: its output head, or None when it cannot be told apart; then the consumer gets logits.
+        owed: the balance loss that a mixture of experts owes, if any.
     """
 
-    def __init__(self, model: nn.Module, head: Head | None) -> None:
+    def __init__(self, model: nn.Module, head: Head | None, owed: OwedLoss | None = None) -> None:
         super().__init__()
         self.model = model
+        self._owed = owed
+        if owed is not None and head is None:
+            raise SpecError(
+                "student",
+                f"is a {type(model).__name__} whose routers need a balance loss, and its output "
+                "head cannot be told apart from its body",
+                "Choose a family with a plain output head",
+            )
         if head is not None:
             _let_head_consume(_head_module(model), head)
         self._separable = head is not None
 
-    def forward(self, batch: Batch, consume: Consumer) -> Tensor:
-        """Scalar of `consume`, which sees N positions in row-major order (N may be 0)."""
+    def forward(self, batch: Batch, consume: Consumer, owe: Owe | None = None) -> Tensor:
+        """Scalar of `consume`, which sees N positions in row-major order (N may be 0).
+
+        With `owe`, a model that owes a balance loss has what `owe` makes of it added.
+        """
         if not self._separable:
             logits = forward_logits(self.model, batch.input_ids, batch.position_ids)
             return consume(Outputs(logits=logits[batch.mask]))
-        hidden = forward_hidden(self.model, batch.input_ids, batch.position_ids)
+        if self._owed is None or owe is None:
+            hidden = forward_hidden(self.model, batch.input_ids, batch.position_ids)
+            return self._consumed(hidden, batch, consume)
+        hidden, routers = forward_routed(self.model, batch.input_ids, batch.position_ids)
+        balance = balance_loss(routers, batch.sample_index >= 0, self._owed)
+        return self._consumed(hidden, batch, consume) + owe(balance)
+
+    def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
         # would leave the others waiting.
         return _head_module(self.model)(hidden[batch.mask], consume=consume)

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from orchestrator.errors import SpecError
+from orchestrator.models.families import unknown_experts
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.lora import apply_lora
 from orchestrator.models.trainable import apply_trainable
@@ -40,6 +42,14 @@ def load_student(job: StudentJob) -> Loaded:
         packing=spec.data.packing,
         field="student",
     )
+    unknown = unknown_experts(loaded.module)
+    if unknown and spec.training.zero == 3:
+        raise SpecError(
+            "training.zero",
+            f"is 3, and the student has {', '.join(unknown)}, experts of a family whose blocks are "
+            "not known here: ranks would wait for each other for ever",
+            "Set it to 2 or less",
+        )
     if spec.student.lora is not None:
         loaded = apply_lora(loaded, spec.student.lora, seed=spec.seed)
     if spec.student.trainable is not None:

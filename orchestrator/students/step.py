@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from orchestrator.errors import NonFiniteLoss
+from orchestrator.models.families import OwedLoss
 from orchestrator.spec.job import TrainingSpec
 from strategies.contract import Outputs
 from strategies.objective import Objective
@@ -21,6 +22,7 @@ from .collective import sum_over_ranks
 from .engine import Engine, learning_rate
 from .feed import Micro
 
+BALANCE = "router_balance"
 Told = Callable[[], Mapping[str, float]]
 """Numbers of this rank that are to be summed over ranks, read just before the sum."""
 
@@ -34,17 +36,21 @@ class Stepped:
     learning_rate: float
     gradient_norm: float  # before clipping
     told: dict[str, float]  # sums over ranks of what they told
+    balance: float | None = None  # of the routers: mean over micro-batches; None: dense
+    owed: float = 0.0  # what the balance adds to the loss
 
     @property
     def loss(self) -> float:
-        """The weighted sum of the terms."""
-        return sum(self.numbers[f"{term}.weight"] * loss for term, loss in self.losses.items())
+        """What was minimised: the weighted sum of the terms, and what the model owes."""
+        terms = (self.numbers[f"{term}.weight"] * loss for term, loss in self.losses.items())
+        return sum(terms) + self.owed
 
     def metrics(self) -> dict[str, float]:
         """Under the names that tracking records."""
         return {
             "loss/total": self.loss,
             **{f"loss/{term}": loss for term, loss in self.losses.items()},
+            **({} if self.balance is None else {"loss/router_balance": self.balance}),
             **{f"schedule/{name}": value for name, value in self.numbers.items()},
             "train/learning_rate": self.learning_rate,
             "train/gradient_norm": self.gradient_norm,
@@ -60,8 +66,14 @@ class Stepper:
         objective: Objective,
         training: TrainingSpec,
         steps: int,
+        owed: OwedLoss | None = None,
     ) -> None:
-        """`steps` are those of the whole job, at which schedules end."""
+        """`steps` are those of the whole job, at which schedules end; `owed` is the student's.
+
+        The balance of a mixture of experts is taken in each micro-batch and its mean is minimised,
+        so that part of the loss, and no other, does depend on the cut.
+        """
+        self._owed = owed
         self._engine, self._objective = engine, objective
         self._training, self._steps = training, steps
 
@@ -77,7 +89,9 @@ class Stepper:
             term: numbers[f"{term}.weight"] * self._engine.gradient_factor / max(count, 1.0)
             for term, count in counts.items()
         }
-        totals = dict.fromkeys(counts, 0.0)
+        totals: dict[str, float] = dict.fromkeys(counts, 0.0)
+        if self._owed is not None:
+            totals[BALANCE] = 0.0
         shared: dict[str, float] = {}
 
         def agree() -> None:
@@ -93,7 +107,11 @@ class Stepper:
         if not math.isfinite(norm):
             raise NonFiniteLoss(step, f"gradient norm is {norm}; resume from the last checkpoint")
         losses = {term: shared.pop(f"total/{term}") / max(counts[term], 1.0) for term in counts}
-        return Stepped(losses, numbers, rate, norm, shared)
+        if self._owed is None:
+            return Stepped(losses, numbers, rate, norm, shared)
+        balance = shared.pop(f"total/{BALANCE}") / self._engine.gradient_factor
+        owed = self._owed.coefficient * balance
+        return Stepped(losses, numbers, rate, norm, shared, balance, owed)
 
     def _backward(
         self,
@@ -109,7 +127,12 @@ class Stepper:
                 totals[term] += float(total)
             return loss
 
-        self._engine.backward(micro.batch, consume, before_step)
+        def owe(balance: Tensor) -> Tensor:
+            assert self._owed is not None
+            totals[BALANCE] += float(balance)
+            return self._owed.coefficient * balance
+
+        self._engine.backward(micro.batch, consume, before_step, owe if self._owed else None)
 
     def _global_counts(self, micros: Sequence[Micro]) -> dict[str, float]:
         """Per term, the count over all ranks and micro-batches of the step."""

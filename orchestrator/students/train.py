@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.data import Order, TokenData, prepare
 from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
-from orchestrator.models.families import zero3_leaves
+from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.load import Loaded
 from strategies.objective import build_objective
 
@@ -98,12 +98,12 @@ class Run:
             self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
         )
         reporter.phase("starting DeepSpeed")
-        self.engine = Engine(
-            StudentModule(loaded.module, loaded.head()), spec, zero3_leaves(loaded.module)
-        )
+        owed = owed_loss(loaded.module)
+        module = StudentModule(loaded.module, loaded.head(), owed)
+        self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         self.stepper = Stepper(
-            self.engine, build_objective(spec.objective), spec.training, self.steps
+            self.engine, build_objective(spec.objective), spec.training, self.steps, owed
         )
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
