@@ -8,7 +8,7 @@
     │   ├── WorkerBusy       refused for now: try again after `retry_after_s`
     │   └── WorkerRaised     code in the worker raised: the same everywhere, small budget
     ├── CheckpointError      missing, torn or foreign: never papered over by starting at zero
-    ├── CountsDiffer         a sample was lost or counted twice: promise 1 is broken, nothing goes on
+    ├── CountsDiffer         a sample was lost or counted twice: nothing goes on
     ├── NonFiniteLoss        the loss is not a number: every rank stopped before the optimiser moved
     ├── BudgetExhausted      the retries ran out: terminal, carries the last cause
     └── Interrupted          stopped on request, with a checkpoint (exit code 130)

@@ -1,4 +1,4 @@
-"""Promise 2: whatever dies on the way, the final weights equal an undisturbed run's, bit for bit."""
+"""Promise 2: whatever dies on the way, the final weights equal an undisturbed run's bit for bit."""
 
 import os
 import signal
