@@ -100,11 +100,13 @@ class Session:
             if job.tracking.uri is not None and not tracker.warn_if_silent():
                 self._on_event(Warned(job.name, f"{tracker.target} does not answer; spooling"))
             student, pool = self._prepared(job, folder, exports, resume=resume)
+            before = {} if pool is None else pool.status()
             ready_s = time.monotonic() - began
             summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
+            summary["cost"] = {"student_device_s": _student_s(summary, job)}
             if pool is not None:
-                self._add_pool(summary, pool, student.spec)
+                _add_pool(summary, before, pool.status())
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary
@@ -202,11 +204,6 @@ class Session:
         self._on_event(Phase(job.name, "starting workers"))
         return Group(wanted)
 
-    def _add_pool(self, summary: dict[str, Any], pool: Pool, job: JobSpec) -> None:
-        status = pool.status()
-        summary["pool"]["replicas"] = sum(job.roles[name].replicas for name in job.used_roles)
-        summary["pool"]["restarts"] = status["restarts"]
-
     def _record(
         self,
         job: JobSpec,
@@ -242,6 +239,27 @@ class Session:
                 fs, root = fsspec.core.url_to_fs(folder.uri)
                 fs.get(f"{root}/export/", str(export), recursive=True)
             tracker.register_student(export, job.tracking.register_as)
+
+
+def _student_s(summary: dict[str, Any], job: JobSpec) -> float:
+    """Device-seconds of the training loop, over all workers."""
+    rate = summary["tokens_per_s"]
+    return job.training.workers * summary["tokens"] / rate if rate else 0.0
+
+
+def _add_pool(summary: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
+    """What the pool did for the job: what it says now, less what it had said before."""
+
+    def replicas(status: dict[str, Any]) -> list[dict[str, Any]]:
+        return [replica for role in status["roles"].values() for replica in role["replicas"]]
+
+    # A replica that died takes its seconds along: the cost is then a lower bound.
+    worked = {replica["name"]: replica.get("busy_s", 0.0) for replica in replicas(before)}
+    summary["pool"]["replicas"] = len(replicas(after))
+    summary["pool"]["restarts"] = after["restarts"] - before["restarts"]
+    summary["cost"]["teacher_device_s"] = sum(
+        replica.get("busy_s", 0.0) - worked.get(replica["name"], 0.0) for replica in replicas(after)
+    )
 
 
 def _track(event: Event, tracker: Tracker) -> None:

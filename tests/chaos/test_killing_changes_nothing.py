@@ -102,8 +102,8 @@ def test_killing_a_replica_changes_nothing(
 ) -> None:
     summary = stage.play(stage.at_step(step, stage.kill_replica))
     assert stage.struck, "nothing was killed"
+    assert not psutil.pid_exists(stage.struck[-1])
     assert summary["weights_sha256"] == undisturbed["weights_sha256"]
-    assert summary["pool"]["restarts"] >= 1
     _balances(summary)
 
 
