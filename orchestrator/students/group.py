@@ -65,8 +65,9 @@ class Group:
         """Go on listening to the job that runs, after an interruption of the listener."""
         while True:
             events, outcome = ray.get(self._desk.watch.remote(self._index, self._seen, 0.5))
-            self._seen += len(events)
-            yield from events
+            for event in events:
+                self._seen += 1  # one by one: a listener that is interrupted loses none
+                yield event
             if outcome is not None:
                 yield outcome
                 return
