@@ -102,7 +102,7 @@ class TrainingSpec(Spec):
     threads: PositiveInt = 1
     """CPU threads of one worker."""
     zero: Annotated[int, Field(ge=0, le=3)] = 0
-    """DeepSpeed ZeRO stage."""
+    """DeepSpeed ZeRO stage. With bf16, 0 runs as 1, which adds bf16 gradients in fp32."""
     offload: Literal["none", "cpu"] = "none"
     precision: Literal["fp32", "bf16"] = "fp32"
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -138,6 +138,16 @@ class TrainingSpec(Spec):
                 f"is {self.global_batch}, not divisible by workers * micro_batch "
                 f"({self.workers} * {self.micro_batch} = {unit})",
                 f"Set it to {near}, for example",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_a_stage(self) -> "TrainingSpec":
+        if self.offload != "none" and self.zero == 0:
+            raise refusal(
+                "offload",
+                f"is {self.offload}, and training.zero is 0, where DeepSpeed moves nothing",
+                "Set training.zero to 1 or more, or remove offload",
             )
         return self
 

@@ -59,12 +59,17 @@ def _optimizer(module: nn.Module, training: TrainingSpec) -> torch.optim.Optimiz
     return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
 
 
+def stage(training: TrainingSpec) -> int:
+    """The ZeRO stage that runs: stage 0 cannot add bf16 gradients in fp32, stage 1 can."""
+    return max(training.zero, 1) if training.precision == "bf16" else training.zero
+
+
 def deepspeed_config(job: JobSpec) -> dict[str, Any]:
     """The whole DeepSpeed configuration of a job."""
     training = job.training
     per_rank = training.global_batch // training.workers
     further = training.deepspeed
-    zero: dict[str, Any] = {"stage": training.zero, **further.get("zero_optimization", {})}
+    zero: dict[str, Any] = {"stage": stage(training), **further.get("zero_optimization", {})}
     if training.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
         if training.zero == 3:
@@ -110,7 +115,7 @@ class Engine:
         self._optimizer: Any = initialized[1]
         self._accumulation: int = config["gradient_accumulation_steps"]
         self._world = training.workers
-        self._zero = training.zero
+        self._zero = stage(training)
         self._norm = 0.0
 
     @property

@@ -86,6 +86,20 @@ def test_deepspeed_gets_the_jobs_own_numbers() -> None:
     assert config["zero_optimization"] == {"stage": 2}
 
 
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1)])
+def test_bf16_adds_gradients_in_fp32_at_every_stage(precision: str, stage: int) -> None:
+    config = deepspeed_config(JobSpec.model_validate(_raw(precision=precision, zero=0)))
+    assert config["zero_optimization"]["stage"] == stage
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
+
+
+def test_offload_without_a_stage_that_offloads_is_refused(tmp_path: Any) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(str(_raw(offload="cpu", zero=0)))
+    with pytest.raises(SpecError, match=r"training\.offload: is cpu, and training\.zero is 0"):
+        load_jobs(str(file))
+
+
 def test_no_clip_means_no_clipping() -> None:
     job = JobSpec.model_validate(_raw(clip=None))
     assert deepspeed_config(job)["gradient_clipping"] == 0.0
