@@ -31,8 +31,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from memory import TreeMemory
 from plain import Plain
+from processes import TreeMemory
 from safetensors.torch import save_file
 from workload import (
     Workload,
@@ -54,8 +54,10 @@ DEFAULT = Workload(
     student_layers=4,
     context=256,
     rows=8,
-    steps=28,
+    steps=18,
 )
+PLAIN_BATCHES = 12
+TRIAL_STEPS = 10
 SETTINGS = (("gkd", 1), ("gkd", 2), ("liger", 2), ("chunked", 1), ("chunked", 2))
 
 
@@ -114,7 +116,7 @@ def best_of_trl(command: list[str], tokens_a_step: int) -> list[str]:
     for name, threads in SETTINGS:
         setting = [*command, "--trainer", name, "--threads", str(threads)]
         try:
-            result = measured(setting, tokens_a_step)
+            result = measured([*setting, "--steps", str(TRIAL_STEPS)], tokens_a_step)
         except RuntimeError as error:
             print(f"| {name} | {threads} | does not run: {str(error).splitlines()[-1]} | |")
             continue
@@ -137,12 +139,12 @@ def compare(options: argparse.Namespace, folder: Path, workload: Workload) -> di
     rival_command = best_of_trl(
         [options.trl_python, str(Path(__file__).with_name("trl_side.py")), str(folder)], tokens
     )
-    plain = Plain(folder, work[: workload.steps // 2])
+    plain = Plain(folder, work[:PLAIN_BATCHES])
     found: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         ours, rival = measured(ours_command, tokens), measured(rival_command, tokens)
         seconds = plain.measure("teacher") | plain.measure("student")
-        t, s = seconds["teacher"], seconds["student"]
+        t, s = seconds["teacher"].wall, seconds["student"].wall
         apart = max(abs(a - b) / b for a, b in zip(ours.losses, rival.losses, strict=True))
         figures = {
             "tokens/s here": ours.tokens_per_s,

@@ -9,6 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -73,6 +74,14 @@ def student_loop(folder: Path, work: list[Batch]) -> Callable[[Batch], None]:
 LOOPS = {"teacher": teacher_loop, "student": student_loop}
 
 
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Of one batch: by the clock, and of the processor."""
+
+    wall: float
+    processor: float
+
+
 def serve(side: str, core: int, folder: Path, work: list[Batch], pipe: Connection) -> None:
     """A process with one core: at each word from the pipe, one pass, seconds of each batch back."""
     os.sched_setaffinity(0, {core})
@@ -80,12 +89,12 @@ def serve(side: str, core: int, folder: Path, work: list[Batch], pipe: Connectio
     each = LOOPS[side](folder, work)
     pipe.send("ready")
     while pipe.recv() is not None:
-        seconds = []
+        passed: list[Seconds] = []
         for batch in work:
-            began = time.perf_counter()
+            began, busy = time.perf_counter(), time.process_time()
             each(batch)
-            seconds.append(time.perf_counter() - began)
-        pipe.send(seconds)
+            passed.append(Seconds(time.perf_counter() - began, time.process_time() - busy))
+        pipe.send(passed[WARM_STEPS:])
 
 
 class Plain:
@@ -103,11 +112,18 @@ class Plain:
             ours.recv()
             self._pipes[side] = ours
 
-    def measure(self, *sides: str) -> dict[str, float]:
-        """Median seconds a batch of each side, all sides at once."""
+    def measure(self, *sides: str) -> dict[str, Seconds]:
+        """Medians of each side, all sides at once."""
         for side in sides:
             self._pipes[side].send("go")
-        return {side: statistics.median(self._pipes[side].recv()[WARM_STEPS:]) for side in sides}
+        answers = {side: self._pipes[side].recv() for side in sides}
+        return {
+            side: Seconds(
+                statistics.median(batch.wall for batch in batches),
+                statistics.median(batch.processor for batch in batches),
+            )
+            for side, batches in answers.items()
+        }
 
     def close(self) -> None:
         """End both processes."""

@@ -4,9 +4,9 @@
 
 Each round is a fresh process that runs a list of two small jobs: for the first, Ray, the pool and
 the worker group must come up; the second finds them there. Parts follow one another and add up to
-the whole; they end where the run says so. Data, DeepSpeed's compiled operators and Python's
-compiled files are made before the first round counts. Processor seconds by process at the first
-step tell what the waiting was for.
+the whole; they end where the run says so, to a quarter of a second. Data, DeepSpeed's compiled
+operators and Python's compiled files are made before the first round counts. Processor seconds by
+process at the first step tell what the waiting was for.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,6 +41,8 @@ ENDED = "job ended"
 
 def run_jobs(folder: Path) -> None:
     """Two jobs as `stillhouse run` runs them; prints when things happened."""
+    from processes import processor_seconds
+
     from orchestrator.events import Event, JobEnded, JobStarted, Phase, StepDone
     from orchestrator.runner import run
     from orchestrator.spec import load_jobs
@@ -72,31 +73,6 @@ def run_jobs(folder: Path) -> None:
     print(json.dumps({"marks": marks, "processor": processor}))
 
 
-def processor_seconds() -> dict[str, float]:
-    """Seconds of user and system time by kind of process, of this one and all below it."""
-    import psutil
-
-    me = psutil.Process()
-    spent: Counter[str] = Counter()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            line, times = process.cmdline(), process.cpu_times()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue  # it has ended meanwhile
-        spent[kind(line, process == me)] += times.user + times.system
-    return dict(spent)
-
-
-def kind(line: list[str], driver: bool) -> str:
-    """What a process is, from its command line."""
-    text = " ".join(line)
-    if driver:
-        return "driver"
-    if text.startswith("ray::"):
-        return text.removeprefix("ray::").split(".")[0].split("(")[0].strip()
-    return "Ray's own (gcs, raylet, agents)"
-
-
 # --- the one that measures -----------------------------------------------------------------------
 
 
@@ -107,10 +83,8 @@ def measure(folder: Path) -> tuple[dict[str, dict[str, float]], dict[str, float]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     answer = json.loads(done.stdout.splitlines()[-1])
     at = {(job, what): when for job, what, when in reversed(answer["marks"])}
-    # The pool is ready when the next thing is told after the pool's own phase.
     cold = {what: when for (job, what), when in at.items() if job == "first"}
     second = {what: when for (job, what), when in at.items() if job == "second"}
-    second["end of first"] = cold[ENDED]
     return {
         "first": parts(began, cold),
         "second": parts(cold[ENDED], second),

@@ -1,7 +1,8 @@
-"""Peak memory of a process and all its descendants, sampled from outside. Linux only."""
+"""Memory and processor time of a process and all its descendants. Linux only."""
 
 import re
 import threading
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -56,3 +57,26 @@ class TreeMemory:
 def _kib(text: str, field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", text, re.MULTILINE)
     return int(found[1]) if found else 0  # a process that is ending has no memory left
+
+
+def processor_seconds() -> dict[str, float]:
+    """Seconds of user and system time by kind of process, of this one and all below it."""
+    me = psutil.Process()
+    spent: Counter[str] = Counter()
+    for process in [me, *me.children(recursive=True)]:
+        try:
+            line, times = process.cmdline(), process.cpu_times()
+        except (psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue  # it has ended meanwhile
+        spent[kind(line, process == me)] += times.user + times.system
+    return dict(spent)
+
+
+def kind(line: list[str], driver: bool) -> str:
+    """What a process is, from its command line."""
+    text = " ".join(line)
+    if driver:
+        return "driver"
+    if text.startswith("ray::"):
+        return text.removeprefix("ray::").split(".")[0].split("(")[0].strip()
+    return "Ray's own (gcs, raylet, agents)"
