@@ -37,6 +37,7 @@ from safetensors.torch import save_file
 from workload import (
     Workload,
     add_arguments,
+    balanced,
     batches,
     chosen,
     job,
@@ -47,15 +48,7 @@ from workload import (
     write_text,
 )
 
-DEFAULT = Workload(
-    teacher_width=320,
-    teacher_layers=6,
-    student_width=192,
-    student_layers=4,
-    context=256,
-    rows=8,
-    steps=18,
-)
+DEFAULT = balanced(steps=18)
 PLAIN_BATCHES = 12
 TRIAL_STEPS = 10
 SETTINGS = (("gkd", 1), ("gkd", 2), ("liger", 2), ("chunked", 1), ("chunked", 2))

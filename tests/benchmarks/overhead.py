@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from plain import Plain
 from processes import processor_seconds
 from workload import (
-    Workload,
     add_arguments,
+    balanced,
     batches,
     chosen,
     job,
@@ -39,15 +39,7 @@ from workload import (
 from orchestrator.events import Event, JobEnded, JobStarted, StepDone, Warned
 from orchestrator.runner import run
 
-DEFAULT = Workload(
-    teacher_width=320,
-    teacher_layers=6,
-    student_width=192,
-    student_layers=4,
-    context=256,
-    rows=8,
-    steps=28,
-)
+DEFAULT = balanced(steps=28)
 WARM_UP = "warm-up"
 PLAIN_BATCHES = 12
 

@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -62,7 +62,7 @@ def _kib(text: str, field: str) -> int:
 def processor_seconds() -> dict[str, float]:
     """Seconds of user and system time by kind of process, of this one and all below it."""
     me = psutil.Process()
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for process in [me, *me.children(recursive=True)]:
         try:
             line, times = process.cmdline(), process.cpu_times()
