@@ -33,6 +33,8 @@ from .translate import is_dead, translated
 
 POLL_S = 30.0
 """Length of one wait for news of the membership."""
+GONE_S = 10.0
+"""A controller's name that nobody has for this long is that of a pool taken down."""
 RETRY_S = 1.0
 """Pause before asking a controller again that is away."""
 
@@ -88,6 +90,7 @@ class PoolClient:
         self._changed = threading.Condition(threading.RLock())
         self._closed = False
         self._broken: BaseException | None = None
+        self._nameless_since: float | None = None
         self._poll_due: float | None = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=f"pool-{handle.name}", daemon=True)
         self._thread.start()
@@ -362,6 +365,7 @@ class PoolClient:
             listed.add(controller_name(self._pool))
             self._actors = {name: actor for name, actor in self._actors.items() if name in listed}
             self._apply(dispatch.MembersSeen(now, members))
+            self._nameless_since = None
             self._poll_due = now
             return
         if not isinstance(error, RayError | WorkerLost):
@@ -369,6 +373,18 @@ class PoolClient:
         # The controller is away. Replicas are served on without it; it may come back by name.
         self._actors.pop(controller_name(self._pool), None)
         self._poll_due = now + RETRY_S
+        if not isinstance(error, WorkerLost):
+            self._nameless_since = None
+            return
+        # While Ray restarts a controller its name stays; a name that nobody has for long is a pool
+        # that was taken down before this client could be told.
+        self._nameless_since = self._nameless_since or now
+        if now - self._nameless_since >= GONE_S:
+            members = self._state.members
+            why = WorkerLost("pool", "-", f"pool {self._pool!r} is not up: it was taken down")
+            failed = dict.fromkeys(members.replicas, why)
+            gone = replace(members, version=members.version + 1, failed=failed)
+            self._apply(dispatch.MembersSeen(now, gone))
 
 
 def _left(give_up: float) -> float:

@@ -326,6 +326,18 @@ def test_a_standing_pool_is_found_by_name_and_taken_down_by_anyone():
         found.status()
 
 
+def test_a_client_that_was_not_told_of_the_end_finds_out():
+    with pool_of(fake_role()) as pool, client_of(pool) as client:
+        client.submit(fake_request("r"))
+        check_all(client, ["r"])
+        controller = controller_name(pool.name)
+        for name in sorted(living_actors(pool.name), key=lambda name: name != controller):
+            ray.kill(ray.get_actor(name, namespace="stillhouse"), no_restart=True)
+        client.submit(fake_request("after"))
+        with pytest.raises(WorkerLost, match="it was taken down"):
+            client.result("after", timeout_s=WAIT_S)
+
+
 def test_a_standing_pool_mends_itself_after_the_driver_that_made_it_left():
     made = f"""
 import ray, pool_fakes
