@@ -62,6 +62,7 @@ class Result:
     losses: list[float]
     peak_mib: float
     summed_peaks_mib: float
+    at_peak: dict[str, float]  # MiB by kind of process
 
 
 def measured(command: list[str], tokens_a_step: int) -> Result:
@@ -81,7 +82,11 @@ def measured(command: list[str], tokens_a_step: int) -> Result:
     answer = json.loads(output.splitlines()[-1])
     seconds = statistics.fmean(step_seconds(answer["ends"]))
     return Result(
-        tokens_a_step / seconds, answer["losses"], memory.peak_mib, memory.summed_peaks_mib
+        tokens_a_step / seconds,
+        answer["losses"],
+        memory.peak_mib,
+        memory.summed_peaks_mib,
+        memory.at_peak,
     )
 
 
@@ -157,6 +162,8 @@ def compare(options: argparse.Namespace, folder: Path, workload: Workload) -> di
         }
         for name, value in figures.items():
             found.setdefault(name, []).append(value)
+        for name, value in ours.at_peak.items():
+            found.setdefault(f"peak MiB here, {name}", []).append(value)
         print(f"round: {figures}", file=sys.stderr)
     plain.close()
     return found

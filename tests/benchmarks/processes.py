@@ -12,14 +12,16 @@ class TreeMemory:
     """Samples a process tree until stopped.
 
     `peak_mib` is the largest sum of proportional set sizes (a page that n processes share counts
-    1/n in each); `summed_peaks_mib` adds up each process's own peak resident size (ru_maxrss), so
-    it counts shared pages again and peaks that were at different times.
+    1/n in each) and `at_peak` what each kind of process had then. `summed_peaks_mib` adds up each
+    process's own peak resident size (ru_maxrss), so it counts shared pages again, and peaks that
+    were at different times.
     """
 
     def __init__(self, pid: int, every_s: float = 0.5) -> None:
         self._root, self._every_s = psutil.Process(pid), every_s
         self._peaks: dict[int, float] = {}
         self.peak_mib = 0.0
+        self.at_peak: dict[str, float] = {}
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -38,7 +40,7 @@ class TreeMemory:
             self._sample()
 
     def _sample(self) -> None:
-        now = 0.0
+        now: defaultdict[str, float] = defaultdict(float)
         try:
             family = [self._root, *self._root.children(recursive=True)]
         except psutil.NoSuchProcess:
@@ -47,11 +49,13 @@ class TreeMemory:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            except (FileNotFoundError, ProcessLookupError):
+                line = process.cmdline()
+            except (FileNotFoundError, ProcessLookupError, psutil.Error):
                 continue  # it has ended meanwhile
-            now += _kib(rollup, "Pss") / 1024
+            now[kind(line, process == self._root)] += _kib(rollup, "Pss") / 1024
             self._peaks[process.pid] = _kib(status, "VmHWM") / 1024
-        self.peak_mib = max(self.peak_mib, now)
+        if sum(now.values()) > self.peak_mib:
+            self.peak_mib, self.at_peak = sum(now.values()), dict(now)
 
 
 def _kib(text: str, field: str) -> int:
