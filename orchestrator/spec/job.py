@@ -229,10 +229,11 @@ class EvaluationSpec(Spec):
 
 
 def _known_tracking_scheme(uri: str | None) -> str | None:
-    schemes = ("http://", "https://", "sqlite:///", "file:", "databricks", "/", ".")
+    schemes = ("http://", "https://", "sqlite:///", "databricks")
     if uri is not None and not uri.startswith(schemes):
         raise ValueError(
-            f"{uri!r} is not a tracking URI; use http://host:port, sqlite:///file.db or a folder"
+            f"{uri!r} is not a tracking URI (MLflow has retired folders as stores); use "
+            f"http://host:port or sqlite:///file.db"
         )
     return uri
 
@@ -241,7 +242,7 @@ class TrackingSpec(Spec):
     """Where MLflow records the run; absent uri: a sqlite file beside the runs."""
 
     uri: Annotated[str | None, AfterValidator(_known_tracking_scheme)] = None
-    """http(s) address, sqlite:/// file, or folder; absent: a sqlite file in the storage."""
+    """http(s) address or sqlite:/// file; absent: a sqlite file in the storage."""
     experiment: str = "stillhouse"
     """MLflow experiment."""
     tags: dict[str, str] = {}

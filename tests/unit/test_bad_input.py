@@ -200,6 +200,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["training.deepspeed.zero_optimization.stage", "training.zero"],
     ),
     "tracking URI of no kind": (["tracking.uri=mlflow.local"], ["tracking.uri", "http://"]),
+    "a folder as tracking URI": (["tracking.uri=./mlruns"], ["tracking.uri", "sqlite:///"]),
     "disk too full": (
         ["student.architecture={model_type: llama, hidden_size: 65536, num_hidden_layers: 9999}"],
         ["storage", "GiB free", "checkpoints", "keep is 2"],
