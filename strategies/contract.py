@@ -76,16 +76,32 @@ class HiddenSignal:
 
 @dataclass(frozen=True, slots=True)
 class TopKSignal:
-    """Encoding `topk`: log-probabilities at temperature 1 of the k likeliest entries.
+    """Encoding `topk`: log-probabilities at temperature 1 of the k likeliest entries, and the rest.
 
-    `log_z[:, j]` is logsumexp over the whole vocabulary of (log-probability / ladder[j]), so at a
-    ladder temperature the kept entries' probabilities are exact: log p_T = logprob / T - log_z_T.
+    `rest[:, j]` is logsumexp over the entries not kept of (log-probability / ladder[j]). So at a
+    ladder temperature T everything is exact and normalised whatever the wire has rounded:
+    log Z_T = logaddexp(logsumexp(logprobs / T), rest_T), log p_T = logprob / T - log Z_T, and the
+    rest has log-probability rest_T - log Z_T. It is -inf when all V are kept.
     """
 
     ids: Tensor  # [N, K] int64
     logprobs: Tensor  # [N, K] float32
-    log_z: Tensor  # [N, L] float32
+    rest: Tensor  # [N, L] float32
     ladder: tuple[float, ...]  # L rising temperatures
+    vocabulary: int  # V of the role
+
+
+@dataclass(frozen=True, slots=True)
+class SampledSignal:
+    """Encoding `sampled`: S draws from the role at temperature 1, importance-weighted.
+
+    For any f, `sum_s weights[n, s] f(ids[n, s])` is an unbiased estimate of the role's mean of f at
+    position n. An id may be drawn more than once. Random-sampling distillation, arXiv:2503.16870.
+    """
+
+    ids: Tensor  # [N, S] int64
+    weights: Tensor  # [N, S] float32, 1 / S each when the proposal is the role itself
+    entropy: Tensor  # [N] float32: the role's entropy in nats, exact
     vocabulary: int  # V of the role
 
 
@@ -96,7 +112,7 @@ class DenseSignal:
     logits: Tensor  # [N, V]
 
 
-LogitSignal = HiddenSignal | TopKSignal | DenseSignal
+LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
 Signals = Mapping[str, LogitSignal]
 """By role name; every signal covers the N loss-bearing positions of its batch, in order."""
 

@@ -3,8 +3,12 @@
 Records carry a protocol version, because an engine may live in another environment. Arrays are
 numpy, never torch tensors: Ray moves numpy out of band. bfloat16 travels as a uint16 view.
 
-Shape letters: R rows, T positions, N wanted positions in row-major order, S samples, K kept
-entries, L rungs of the temperature ladder, d width.
+Samples travel end to end without padding, and every array of an answer has one entry a wanted
+position, in the samples' order. So an answer can be cut into the answers of its samples, which is
+what the cache keeps, and joined again for another batch.
+
+Shape letters: S samples, M tokens of all samples, N wanted positions in order, K kept entries,
+L rungs of the temperature ladder, d width, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -12,33 +16,78 @@ from typing import Literal
 
 import numpy as np
 
-PROTOCOL = 1
+PROTOCOL = 2
+
+FloatWire = Literal["float32", "bfloat16", "float16"]
+LogWire = Literal["float32", "float16", "int8"]
+
+
+@dataclass(frozen=True, slots=True)
+class FullAsk:
+    """Logits of the whole vocabulary; `signals.encodings.full` has the layout."""
+
+    dtype: FloatWire
+    kind: Literal["full"] = "full"
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenAsk:
-    """Last hidden states. Answer: {"hidden": [N, d]} (uint16 view when dtype is bfloat16)."""
+    """Last hidden states; `signals.encodings.hidden` has the layout."""
 
-    dtype: Literal["float32", "bfloat16", "float16"]
+    dtype: FloatWire
     kind: Literal["hidden"] = "hidden"
 
 
 @dataclass(frozen=True, slots=True)
 class TopKAsk:
-    """Top k. Answer: {"ids": [N, K] uint16/int32, "logprobs": [N, K], "log_z": [N, L] float32}."""
+    """The k likeliest entries; `signals.encodings.topk` has the layout."""
 
     k: int
-    dtype: Literal["float32", "float16"]
+    dtype: LogWire
     temperatures: tuple[float, ...]
     kind: Literal["topk"] = "topk"
 
 
-SignalAsk = HiddenAsk | TopKAsk
+@dataclass(frozen=True, slots=True)
+class SampledAsk:
+    """Entries drawn from the role; `signals.encodings.sampled` has the layout.
+
+    The draws of a position depend on `seed`, the sample's tokens and the position alone.
+    """
+
+    draws: int
+    temperature: float  # of the proposal
+    dtype: LogWire
+    seed: int
+    kind: Literal["sampled"] = "sampled"
+
+
+@dataclass(frozen=True, slots=True)
+class LayersAsk:
+    """Outputs of named modules; `signals.encodings.layers` has the layout."""
+
+    layers: tuple[str, ...]  # module paths
+    dtype: FloatWire
+    project: int | None = None  # width of a fixed random projection made on the replica
+    seed: int = 0  # of the projection
+    kind: Literal["layers"] = "layers"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionAsk:
+    """Attention probabilities of named modules; `signals.encodings.attention` has the layout."""
+
+    layers: tuple[str, ...]
+    dtype: FloatWire
+    kind: Literal["attention"] = "attention"
+
+
+SignalAsk = FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One forward asked of one role.
+    """What one role is asked about some samples.
 
     `request_id` is unique per (tenant, work); a re-dispatch keeps it and raises `attempt`, so an
     answer is idempotent and a late one can be dropped.
@@ -48,9 +97,9 @@ class Request:
     role: str
     tenant: str
     ask: SignalAsk
-    input_ids: np.ndarray  # [R, T] int32
-    position_ids: np.ndarray  # [R, T] int32, restarting in each sample
-    wanted: np.ndarray  # [R, T] bool: positions whose answer crosses back
+    tokens: np.ndarray  # [M] int32, samples end to end
+    lengths: np.ndarray  # [S] int32, tokens of each sample
+    wanted: np.ndarray  # [M] bool: positions whose answer crosses back
     fingerprint: str | None = None  # the role fingerprint expected; None: whatever is served
     attempt: int = 1
     protocol: int = PROTOCOL
@@ -58,7 +107,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """The answer for the wanted positions of a request, in row-major order."""
+    """The answer for the wanted positions of a request, in order. Every array is [N, ...]."""
 
     request_id: str
     role: str

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from strategies.specs import Spec
 
@@ -10,6 +17,15 @@ from .refuse import refusal
 
 SOURCES = ("path", "hub", "registry", "job", "architecture", "import")
 DType = Literal["float32", "bfloat16", "float16"]
+LogDType = Literal["float32", "float16", "int8"]
+"""Of log-probabilities on the wire; int8 has a scale for each position."""
+
+
+class FullEncoding(Spec):
+    """All V logits of each loss-bearing position; for small vocabularies."""
+
+    kind: Literal["full"]
+    dtype: DType = "float32"
 
 
 class HiddenEncoding(Spec):
@@ -24,7 +40,7 @@ class TopKEncoding(Spec):
 
     kind: Literal["topk"]
     k: PositiveInt = 64
-    dtype: Literal["float32", "float16"] = "float16"
+    dtype: LogDType = "float16"
     temperatures: Annotated[list[PositiveFloat], Field(min_length=1)] = [1.0]
 
     @model_validator(mode="after")
@@ -36,7 +52,23 @@ class TopKEncoding(Spec):
         return self
 
 
-EncodingSpec = Annotated[HiddenEncoding | TopKEncoding, Field(discriminator="kind")]
+class SampledEncoding(Spec):
+    """Entries drawn from the role with importance weights; unbiased. arXiv:2503.16870."""
+
+    kind: Literal["sampled"]
+    draws: PositiveInt = 12
+    """Draws at each position."""
+    temperature: PositiveFloat = 1.0
+    """Of the distribution drawn from; the weights undo it."""
+    dtype: LogDType = "int8"
+    """Of the weights, which cross only if temperature is not 1."""
+    seed: NonNegativeInt = 0
+    """Of the draws."""
+
+
+EncodingSpec = Annotated[
+    FullEncoding | HiddenEncoding | TopKEncoding | SampledEncoding, Field(discriminator="kind")
+]
 
 
 class ModelSpec(Spec):
