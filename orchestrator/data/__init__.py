@@ -4,18 +4,20 @@ Imports neither torch nor ray. Which documents exist and how they become samples
 by `prepare`; which samples a step sees is a pure function of the step, by `Order`.
 """
 
-from .collate import NumpyBatch, collate
+from .collate import Flat, NumpyBatch, collate, end_to_end
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
 from .store import SampleStore
 
 __all__ = [
+    "Flat",
     "NumpyBatch",
     "Order",
     "Row",
     "SampleStore",
     "TokenData",
     "collate",
+    "end_to_end",
     "held_out_rows",
     "prepare",
     "share",

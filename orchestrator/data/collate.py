@@ -1,4 +1,4 @@
-"""Rows of samples -> arrays of one micro-batch.
+"""Rows of samples -> arrays of one micro-batch, or the samples end to end.
 
 Promises: a sample's positions restart at 0, and its targets never look into another sample.
 Padding is one further segment at the row's end, whose positions restart at 0 too: transformers
@@ -53,3 +53,27 @@ def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch
             start = end
         position_ids[r, start:] = np.arange(context - start)
     return NumpyBatch(input_ids, position_ids, targets, sample_index)
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """The samples of some rows end to end: what a role is asked, whatever row packs them.
+
+    The wanted positions are those that bear loss, in the row-major order of `collate`.
+    """
+
+    tokens: np.ndarray  # [M] int32
+    lengths: np.ndarray  # [S] int32
+    wanted: np.ndarray  # [M] bool
+
+
+def end_to_end(store: SampleStore, rows: Sequence[Row]) -> Flat:
+    """Lay the rows' samples out one after the other; S may be 0."""
+    samples = [sample for row in rows for sample in row]
+    tokens = [store.tokens(sample) for sample in samples]
+    wanted = [np.append(store.loss_mask(sample)[1:], False) for sample in samples]
+    return Flat(
+        np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False),
+        np.array([len(part) for part in tokens], np.int32),
+        np.concatenate([np.zeros(0, bool), *wanted]),
+    )

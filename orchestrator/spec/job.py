@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -22,7 +23,7 @@ from .data import DataSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
-MiB = 1 << 20
+MiB, GiB = 1 << 20, 1 << 30
 
 
 class _Pool(Spec):
@@ -49,7 +50,30 @@ class StandingPool(_Pool):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 
 
-PoolSpec = Annotated[EphemeralPool | StandingPool, Field(discriminator="kind")]
+class NoPool(_Pool):
+    """Nobody serves: `stillhouse label` has put every signal into the cache before."""
+
+    kind: Literal["none"]
+
+
+def _kind_alone(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+PoolSpec = Annotated[
+    EphemeralPool | StandingPool | NoPool, Field(discriminator="kind"), BeforeValidator(_kind_alone)
+]
+
+
+class CacheSpec(Spec):
+    """The signal cache: what a role has said once is read from disk the next time."""
+
+    enabled: bool = True
+    """False: every signal is computed anew, and none is kept."""
+    path: str | None = None
+    """Folder on each node; absent: .cache/stillhouse/signals in the user's home."""
+    max_bytes: PositiveInt = 16 * GiB
+    """Size on each node beyond which the segments least used are dropped."""
 
 
 class OptimizerSpec(Spec):
@@ -281,6 +305,8 @@ class JobSpec(Spec):
     """How the student is trained."""
     pool: PoolSpec = EphemeralPool()
     """Where the roles are served."""
+    cache: CacheSpec = CacheSpec()
+    """Where their signals are kept."""
     evaluation: EvaluationSpec = EvaluationSpec()
     """What is measured on held-out data."""
     tracking: TrackingSpec = TrackingSpec()
@@ -337,6 +363,44 @@ class JobSpec(Spec):
             if isinstance(role.encoding, TopKEncoding):
                 for number in self.objective.temperatures(name):
                     _check_ladder(name, role.encoding.temperatures, extremes(number))
+        return self
+
+    @model_validator(mode="after")
+    def _encodings_suit_their_terms(self) -> "JobSpec":
+        for term in self.objective.terms:
+            for name in term.served_roles:
+                kind = self.roles[name].encoding.kind
+                if kind not in term.encodings:
+                    raise refusal(
+                        f"roles.{name}.encoding.kind",
+                        f"is {kind}, from which {term.kind} cannot be computed",
+                        f"Use one of {', '.join(term.encodings)}",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _draws_are_at_temperature_one(self) -> "JobSpec":
+        for name, role in self.roles.items():
+            if role.encoding.kind != "sampled":
+                continue
+            for number in self.objective.temperatures(name):
+                if extremes(number) != (1.0, 1.0):
+                    raise refusal(
+                        f"roles.{name}.encoding.kind",
+                        f"is sampled, whose draws are at temperature 1, and the objective wants "
+                        f"{max(extremes(number)):g}",
+                        "Set the temperature to 1, or use hidden, topk or full",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _without_a_pool_there_is_a_cache(self) -> "JobSpec":
+        if isinstance(self.pool, NoPool) and not self.cache.enabled:
+            raise refusal(
+                "cache.enabled",
+                "is false where pool is none, so nothing can answer",
+                "Enable the cache, or give a pool",
+            )
         return self
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from orchestrator.data import NumpyBatch, Order, SampleStore, collate, share
+from orchestrator.data import NumpyBatch, Order, SampleStore, collate, end_to_end, share
 from strategies.contract import Batch, LogitSignal
 
 from .batches import to_device
@@ -40,7 +40,7 @@ class _Pending:
     batch: NumpyBatch
     samples: int
     tokens: int
-    request_ids: dict[str, str]
+    questions: dict[str, str]
 
 
 class Feed:
@@ -77,8 +77,9 @@ class Feed:
                 tokens = int((batch.sample_index >= 0).sum())
                 ids: dict[str, str] = {}
                 if self._questions is not None:
+                    flat = end_to_end(self._store, rows)
                     for role in self._questions.asks:
-                        ids[role] = self._questions.ask(role, f"{step}.{index}", batch)
+                        ids[role] = self._questions.ask(role, f"{step}.{index}", flat)
                 for _ in ids:
                     self.ledger.asked[epoch] = self.ledger.asked.get(epoch, 0) + samples
                 yield _Pending(step, epoch, batch, samples, tokens, ids)
@@ -94,7 +95,7 @@ class Feed:
     def _room(self) -> bool:
         if self._questions is None:
             return len(self._ahead) < AHEAD_WITHOUT_POOL
-        return self._questions.client.room()
+        return self._questions.source.room()
 
     def step(self, step: int) -> list[Micro]:
         """All micro-batches of a step; waits for their signals."""
@@ -103,8 +104,8 @@ class Feed:
         while pending := self._next_of(step):
             began = time.monotonic()
             signals = {
-                role: self._questions.answer(role, request_id, self._device)
-                for role, request_id in pending.request_ids.items()
+                role: self._questions.answer(role, name, self._device)
+                for role, name in pending.questions.items()
                 if self._questions is not None
             }
             self.wait_s += time.monotonic() - began

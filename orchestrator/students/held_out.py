@@ -1,12 +1,21 @@
 """Held-out measurements of the student, beside a served role where the job names one."""
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from orchestrator.data import NumpyBatch, SampleStore, collate, held_out_rows, share
+from orchestrator.data import (
+    NumpyBatch,
+    Row,
+    SampleStore,
+    collate,
+    end_to_end,
+    held_out_rows,
+    share,
+)
 from orchestrator.evaluation.measure import Evaluation
 from orchestrator.spec.job import JobSpec
 from strategies.contract import Outputs
@@ -47,8 +56,8 @@ class HeldOut:
             return None
         self._times += 1
         sums: dict[str, Tensor] = {}
-        for batch, request_id in self._asked_ahead():
-            self._add(sums, batch, request_id)
+        for batch, question in self._asked_ahead():
+            self._add(sums, batch, question)
         if self._world > 1:
             for name in sorted(sums):
                 torch.distributed.all_reduce(sums[name])
@@ -59,22 +68,22 @@ class HeldOut:
         asked: deque[tuple[NumpyBatch, str | None]] = deque()
         for index, rows in enumerate(self._parts):
             batch = collate(self._store, rows, self._context)
-            asked.append((batch, self._ask(batch, index)))
-            while asked and not (self._questions and self._questions.client.room()):
+            asked.append((batch, self._ask(rows, index)))
+            while asked and not (self._questions and self._questions.source.room()):
                 yield asked.popleft()
         yield from asked
 
-    def _ask(self, batch: NumpyBatch, index: int) -> str | None:
+    def _ask(self, rows: Sequence[Row], index: int) -> str | None:
         if self._questions is None or self._role is None:
             return None
-        ask = self._questions.exact_ask(self._role)
-        return self._questions.ask(self._role, f"held-out-{self._times}.{index}", batch, ask)
+        ask, flat = self._questions.exact_ask(self._role), end_to_end(self._store, rows)
+        return self._questions.ask(self._role, f"held-out-{self._times}.{index}", flat, ask)
 
-    def _add(self, sums: dict[str, Tensor], arrays: NumpyBatch, request_id: str | None) -> None:
+    def _add(self, sums: dict[str, Tensor], arrays: NumpyBatch, question: str | None) -> None:
         batch = to_device(arrays, self._engine.device)
         signal = None
-        if request_id is not None and self._questions is not None and self._role is not None:
-            signal = self._questions.answer(self._role, request_id, self._engine.device)
+        if question is not None and self._questions is not None and self._role is not None:
+            signal = self._questions.answer(self._role, question, self._engine.device)
 
         def consume(outputs: Outputs) -> Tensor:
             for name, value in position_statistics(outputs, batch, signal).items():

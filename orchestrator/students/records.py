@@ -7,6 +7,7 @@ from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
     from orchestrator.pool import PoolHandle
+    from orchestrator.pool.cache_records import CacheHandle
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ class StudentJob:
     run_folder: str  # folder or fsspec URI
     tokenizer: str  # folder or hub id
     cache_folder: str  # node-local folder for prepared data
-    pool: "PoolHandle | None" = None  # None: no served role is asked
+    pool: "PoolHandle | None" = None  # None: nobody computes signals
+    cache: "CacheHandle | None" = None  # None: signals are not kept
     fingerprints: dict[str, str] = field(default_factory=dict)  # role -> fingerprint expected
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
     evaluate_only: bool = False  # measure the student as it is, and stop

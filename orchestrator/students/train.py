@@ -70,7 +70,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
             return run.whole()
     finally:
         if questions is not None:
-            questions.client.close()
+            questions.source.close()
 
 
 class Run:
@@ -147,6 +147,7 @@ class Run:
             "tokens_per_s": self.tokens / self.loop_s if self.loop_s else 0.0,
             "student_wait_share": self.wait_s / self.loop_s if self.loop_s else 0.0,
             "pool": self._pool_counts(),
+            "cache": self._summed(self.questions.cache_counts() if self.questions else {}),
             "evaluation": evaluation,
             "export": exported.folder,
             "weights_sha256": exported.weights_sha256,
@@ -236,13 +237,16 @@ class Run:
     def _pool_counts(self) -> dict[str, Any]:
         if self.questions is None:
             return {}
-        mine = {name: float(value) for name, value in self.questions.counts().items()}
-        totals = sum_over_ranks(mine, self.engine.device)
         return {
-            **{name: int(value) for name, value in totals.items()},
+            **self._summed(self.questions.pool_counts()),
             "samples": self.ledger.whole(self.engine.device),
             "replayed_steps": self.replayed_steps,
         }
+
+    def _summed(self, mine: dict[str, int]) -> dict[str, int]:
+        """Counts of all ranks. Collective."""
+        totals = sum_over_ranks({k: float(v) for k, v in mine.items()}, self.engine.device)
+        return {name: int(value) for name, value in totals.items()}
 
     # --- checkpoints and evaluation --------------------------------------------------------------
 

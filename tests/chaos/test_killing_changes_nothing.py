@@ -28,9 +28,15 @@ class Stage:
     played: int = 0
     struck: list[int] = field(default_factory=list)
 
-    def play(self, strike: Callable[[Event], None] | None = None, seed: int = 0) -> dict[str, Any]:
+    def play(
+        self,
+        strike: Callable[[Event], None] | None = None,
+        seed: int = 0,
+        workers: int = 1,
+    ) -> dict[str, Any]:
         """Run the job once more from the start, striking as told."""
-        spec = self.spec.model_copy(update={"seed": seed})
+        training = self.spec.training.model_copy(update={"workers": workers})
+        spec = self.spec.model_copy(update={"seed": seed, "training": training})
         self.played += 1
         self.strike = strike
         folder = RunFolder.at(self.spec.storage, f"tiny-{self.played}")
@@ -64,7 +70,8 @@ class Stage:
 
     def kill_student(self) -> int:
         mine = psutil.Process().children(recursive=True)
-        return _kill(next(p.pid for p in mine if "RayTrainWorker" in " ".join(p.cmdline())))
+        ranks = [p for p in mine if "RayTrainWorker" in " ".join(p.cmdline())]
+        return _kill(max(ranks, key=lambda rank: rank.create_time()).pid)
 
 
 def _kill(pid: int) -> int:
@@ -121,8 +128,11 @@ def test_killing_the_controller_changes_nothing(stage: Stage, undisturbed: dict[
     _balances(summary)
 
 
-def test_killing_a_student_rank_changes_nothing(stage: Stage, undisturbed: dict[str, Any]) -> None:
-    summary = stage.play(stage.at_step(10, stage.kill_student))
-    assert summary["weights_sha256"] == undisturbed["weights_sha256"]
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killing_a_student_rank_changes_nothing(stage: Stage, workers: int) -> None:
+    """In a group of two the last rank dies, which neither reports nor writes the manifest."""
+    calm = stage.play(workers=workers)
+    summary = stage.play(stage.at_step(10, stage.kill_student), workers=workers)
+    assert summary["weights_sha256"] == calm["weights_sha256"]
     assert summary["pool"]["replayed_steps"] > 0
     _balances(summary)

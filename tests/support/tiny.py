@@ -66,6 +66,7 @@ def job(teacher: Path, text: Path, storage: Path, **changes: Any) -> JobSpec:
             "checkpoint": {"every_steps": 4},
         },
         "evaluation": {"before": False, "rows": 8, "generate": None},
+        "cache": {"enabled": False},  # a second run would ask nobody
         "storage": str(storage),
         "deterministic": True,
     }

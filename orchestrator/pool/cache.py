@@ -1,0 +1,244 @@
+"""The cache of a cluster: one owner a node, keys spread over them by rendezvous hashing. Ray room.
+
+A key belongs to the living owner whose hash with it is largest, so an owner that is lost moves its
+own keys only. A client reads records of its own node's owner from the files, and asks for others.
+"""
+
+import hashlib
+import logging
+import secrets
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from orchestrator.signals.cache.reader import Reader
+from orchestrator.signals.cache.records import CacheRecord, RoleCard
+from orchestrator.signals.cache.store import Place
+
+from .cache_owner import CacheOwner
+from .cache_records import LEASE_S, THEIRS, CacheHandle, Lead, Owner, Verdict, Want
+from .claims import Holder
+from .records import NAMESPACE
+
+log = logging.getLogger(__name__)
+
+SEVERAL_WAIT_S = 1.0
+"""Longest wait at one of several owners while another may have news."""
+
+
+def open_cache(path: str, max_bytes: int) -> tuple[CacheHandle, list[str]]:
+    """Find or start the owners of a directory, one on each living node.
+
+    They outlive their starter, because other jobs of the cluster share them, and end by themselves
+    when idle.
+
+    Returns:
+        The handle, and for each owner that cannot write why it cannot.
+    """
+    digest = hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
+    owners = [
+        Owner(f"cache/{digest}/{node['NodeID']}", node["NodeID"])
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+    actors = [_owner_actor(owner, path, max_bytes) for owner in owners]
+    busy = ray.get([actor.start.remote() for actor in actors])
+    return CacheHandle(path, tuple(owners)), [reason for reason in busy if reason is not None]
+
+
+def _owner_actor(owner: Owner, path: str, max_bytes: int) -> Any:
+    return (
+        ray.remote(CacheOwner)
+        .options(
+            name=owner.name,
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            max_concurrency=1000,  # questions that wait
+            scheduling_strategy=NodeAffinitySchedulingStrategy(owner.node, soft=False),
+        )
+        .remote(path, max_bytes)
+    )
+
+
+def close_cache(handle: CacheHandle) -> None:
+    """Publish what owners hold in memory. They stay for others."""
+    for owner in handle.owners:
+        try:
+            ray.get(ray.get_actor(owner.name, NAMESPACE).flush.remote(), timeout=30)
+        except (RayError, ValueError) as error:  # ValueError: it has ended
+            log.warning("%s could not publish its last records: %s", owner.name, error)
+
+
+@dataclass(slots=True)
+class LinkCounts:
+    """What became of one client's reads."""
+
+    damaged: int = 0  # records that were torn, corrupt or gone, and computed anew
+    lost_owners: int = 0
+    read_bytes: int = 0
+
+
+@dataclass(slots=True)
+class _Route:
+    owner: Owner
+    actor: Any
+    local: bool
+    places: list[int] = field(default_factory=list)
+
+
+class CacheLink:
+    """One client's way to the owners. Safe to use from several threads.
+
+    Args:
+        handle: which cache.
+        client: whose claims; a client that starts again under its name drops its earlier claims.
+    """
+
+    def __init__(self, handle: CacheHandle, client: str) -> None:
+        self.client, self.life = client, secrets.token_hex(4)
+        self.counts = LinkCounts()
+        here = ray.get_runtime_context().get_node_id()
+        self._here = here
+        self._reader = Reader(handle.path)
+        self._lock = threading.Lock()
+        self._living = {owner.name: owner for owner in handle.owners}
+        self._actors: dict[str, Any] = {}
+        self._stopped = threading.Event()
+        self._pulse = threading.Thread(target=self._beat, name="cache-pulse", daemon=True)
+        self._pulse.start()
+
+    def holder(self, question: str) -> Holder:
+        """Who claims for a question of this client."""
+        return Holder(self.client, self.life, question)
+
+    def claim(self, question: str, wants: Sequence[Want], wait_s: float) -> list[Verdict]:
+        """A verdict for each want; records in reach are read. See `CacheOwner.claim`.
+
+        Returns:
+            Records, `Lead` or THEIRS; never a `Place`. Without a living owner all is `Lead`.
+        """
+        verdicts: list[Verdict] = [Lead(want.positions) for want in wants]
+        routes = self._routes([want.key for want in wants])
+        patience = wait_s if len(routes) < 2 else min(wait_s, SEVERAL_WAIT_S)
+        asked = [
+            (route, route.actor.claim.remote(
+                self.holder(question), [wants[i] for i in route.places], not route.local, patience
+            ))
+            for route in routes
+        ]  # fmt: skip
+        for route, ref in asked:
+            try:
+                answers = ray.get(ref)
+            except RayActorError as error:
+                self._lose(route.owner, error)
+                answers = [THEIRS] * len(route.places)  # asked again, of another owner
+            for place, answer in zip(route.places, answers, strict=True):
+                verdicts[place] = self._read(wants[place].key, answer)
+        return verdicts
+
+    def put(self, records: Sequence[CacheRecord]) -> None:
+        """Hand over records. Not waited for: a lost record is a miss later."""
+        for route in self._routes([record.key for record in records]):
+            route.actor.put.remote([records[i] for i in route.places])
+
+    def give_up(self, question: str, keys: Sequence[bytes]) -> None:
+        """The question could not compute these."""
+        for route in self._routes(keys):
+            route.actor.give_up.remote(self.holder(question), [keys[i] for i in route.places])
+
+    def missing(self, wants: Sequence[Want]) -> list[int]:
+        """Places in `wants` of what no owner holds."""
+        missing: list[int] = []
+        for route in self._routes([want.key for want in wants]):
+            answer = ray.get(route.actor.missing.remote([wants[i] for i in route.places]))
+            missing += [route.places[i] for i in answer]
+        return sorted(missing)
+
+    def put_role(self, card: RoleCard) -> None:
+        """Keep a role's card on every node."""
+        for actor in self._every():
+            actor.put_role.remote(card)
+
+    def flush(self) -> None:
+        """Publish what the owners hold in memory."""
+        for actor in self._every():
+            ray.get(actor.flush.remote())
+
+    def close(self) -> None:
+        """Stop. Claims still held lapse."""
+        self._stopped.set()
+
+    # --- inside ----------------------------------------------------------------------------------
+
+    def _read(self, key: bytes, answer: Verdict) -> Verdict:
+        if isinstance(answer, CacheRecord):
+            self.counts.read_bytes += answer.nbytes
+            return answer
+        if not isinstance(answer, Place):
+            return answer
+        record = self._reader.read(key, answer)
+        if record is None:
+            self.counts.damaged += 1
+            for route in self._routes([key]):
+                route.actor.forget.remote([key])
+            return THEIRS  # asked again, it is a miss
+        self.counts.read_bytes += record.nbytes
+        return record
+
+    def _routes(self, keys: Sequence[bytes]) -> list[_Route]:
+        """Keys by owner; nothing if no owner lives."""
+        with self._lock:
+            living = list(self._living.values())
+        routes: dict[str, _Route] = {}
+        for place, key in enumerate(keys):
+            owner = living[0] if len(living) == 1 else _owner_of(key, living)
+            if owner is None:
+                continue
+            if owner.name not in routes:
+                actor = self._actor(owner)
+                if actor is None:
+                    return self._routes(keys)
+                routes[owner.name] = _Route(owner, actor, owner.node == self._here)
+            routes[owner.name].places.append(place)
+        return list(routes.values())
+
+    def _actor(self, owner: Owner) -> Any | None:
+        if owner.name not in self._actors:
+            try:
+                self._actors[owner.name] = ray.get_actor(owner.name, NAMESPACE)
+            except ValueError as error:  # what Ray raises for a name that nobody has
+                self._lose(owner, error)
+                return None
+        return self._actors[owner.name]
+
+    def _every(self) -> list[Any]:
+        with self._lock:
+            living = list(self._living.values())
+        return [actor for actor in map(self._actor, living) if actor is not None]
+
+    def _lose(self, owner: Owner, error: Exception) -> None:
+        with self._lock:
+            if self._living.pop(owner.name, None) is not None:
+                self.counts.lost_owners += 1
+                log.warning("the cache on node %s is lost: %s", owner.node, error)
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(LEASE_S / 3):
+            for actor in self._every():
+                actor.hear.remote(self.client, self.life)
+
+
+def _owner_of(key: bytes, living: Sequence[Owner]) -> Owner | None:
+    def score(owner: Owner) -> bytes:
+        return hashlib.blake2b(key + owner.name.encode(), digest_size=8).digest()
+
+    return max(living, key=score, default=None)

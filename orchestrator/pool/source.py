@@ -1,0 +1,333 @@
+"""Where a rank's signals come from: the cache where they are known, the pool where they are not.
+
+A question names samples and positions; it becomes wants, one for each record that could answer it.
+A thread per question claims them, reads what is there, asks the pool for what it has to compute,
+hands that to the cache, and only then waits for what others compute. So nobody who computes waits
+for anybody, and questions cannot wait in a circle. Ray room.
+
+Shape letters: S samples, M tokens of all samples, N wanted positions.
+"""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from orchestrator.errors import SpecError
+from orchestrator.signals.cache.keys import RANGE, record_keys
+from orchestrator.signals.cache.records import CacheRecord, RoleCard
+from orchestrator.signals.cut import joined, trimmed
+from orchestrator.signals.records import HeadRecord, Reply, Request, SignalAsk
+
+from .answers import answer_bytes, empty_answer
+from .cache import CacheLink
+from .cache_records import Lead, Want, from_bitmap, to_bitmap
+from .client import PoolClient
+from .records import RoleDescription
+
+WAIT_S = 20.0
+"""One wait for what others compute; then the owner is asked again."""
+MOST_THREADS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a role is asked about some samples."""
+
+    name: str  # unique among the client's open questions
+    role: str
+    ask: SignalAsk
+    tokens: np.ndarray  # [M] int32, samples end to end
+    lengths: np.ndarray  # [S] int32
+    wanted: np.ndarray  # [M] bool
+
+    def request(self, tenant: str, fingerprint: str | None) -> Request:
+        """The same, to a replica."""
+        return Request(
+            f"{tenant}/{self.name}",
+            self.role,
+            tenant,
+            self.ask,
+            self.tokens,
+            self.lengths,
+            self.wanted,
+            fingerprint,
+        )
+
+
+@dataclass(slots=True)
+class SourceCounts:
+    """Records by where they came from. At rest they add up to the records wanted."""
+
+    hits: int = 0  # in the store when first asked
+    shared: int = 0  # computed by another client meanwhile
+    misses: int = 0  # computed by the pool for this client
+    computed_tokens: int = 0  # of samples that the pool ran for this client
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """One record that a question needs: a range of a sample's positions."""
+
+    sample: int  # index in the question
+    start: int  # first position of the range
+    want: Want
+
+
+@dataclass(slots=True)
+class _Open:
+    future: "Future[Reply]"
+    nbytes: int
+
+
+class SignalSource:
+    """Asks for signals. Safe to use from several threads.
+
+    Args:
+        pool: who computes; None: everything must be in the cache.
+        link: the cache; None: everything is computed.
+        tenant: whose requests these are.
+        fingerprints: of the roles; needed for whatever is cached.
+        window_bytes: of answers asked for and not yet taken by `result`.
+        window_requests: the same, in questions.
+    """
+
+    def __init__(
+        self,
+        pool: PoolClient | None,
+        link: CacheLink | None,
+        tenant: str,
+        fingerprints: dict[str, str],
+        window_bytes: int,
+        window_requests: int,
+        cards: dict[str, RoleCard] | None = None,
+    ) -> None:
+        self.pool, self.link, self._tenant = pool, link, tenant
+        self._fingerprints, self._cards = fingerprints, cards or {}
+        self._window_bytes, self._window_requests = window_bytes, window_requests
+        self.counts = SourceCounts()
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
+        self._threads = ThreadPoolExecutor(
+            min(window_requests, MOST_THREADS), thread_name_prefix="signals"
+        )
+
+    def describe(self, role: str) -> RoleDescription:
+        """What answers as `role`. See `PoolClient.describe`."""
+        if self.pool is not None:
+            return self.pool.describe(role)
+        return self._card(role).description
+
+    def head(self, role: str) -> HeadRecord | None:
+        """The role's output head; None if it has none that can be told apart."""
+        if self.pool is not None:
+            return self.pool.head(role)
+        return self._card(role).head
+
+    def room(self) -> bool:
+        """Whether another question fits the window."""
+        if self.link is None and self.pool is not None:
+            return self.pool.room()
+        with self._lock:
+            held = sum(entry.nbytes for entry in self._open.values())
+            return len(self._open) < self._window_requests and held < self._window_bytes
+
+    def submit(self, question: Question) -> None:
+        """Ask. Returns at once; the answer is fetched or computed ahead of `result`."""
+        if self.link is None and self.pool is not None:
+            self.pool.submit(question.request(self._tenant, self._fingerprints.get(question.role)))
+            return
+        nbytes = answer_bytes(
+            question.ask, int(question.wanted.sum()), self.describe(question.role)
+        )
+        with self._lock:
+            if question.name in self._open:
+                raise ValueError(f"question {question.name} is open; use a new name")
+            self._open[question.name] = _Open(self._threads.submit(self._answer, question), nbytes)
+
+    def result(self, name: str) -> Reply:
+        """Wait for an answer and take it. Its place in the window is free then.
+
+        Raises:
+            StillhouseError: the pool could not answer. See `PoolClient.result`.
+            SpecError: nobody computes and the cache lacks it.
+        """
+        if self.link is None and self.pool is not None:
+            return self.pool.result(f"{self._tenant}/{name}")
+        try:
+            return self._open[name].future.result()
+        finally:
+            with self._lock:
+                del self._open[name]
+
+    def close(self) -> None:
+        """Stop. Answers still on their way are dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self.pool is not None:
+            self.pool.close()
+        if self.link is not None:
+            self.link.close()
+
+    # --- one question, on a thread of its own ----------------------------------------------------
+
+    def _answer(self, question: Question) -> Reply:
+        assert self.link is not None  # without a cache the pool is asked directly
+        pieces = _pieces(question, self._fingerprints[question.role])
+        held: dict[bytes, CacheRecord] = {}
+        open_wants = _distinct(pieces)
+        forward_s, rounds = 0.0, 0
+        while open_wants:
+            wants = list(open_wants.values())
+            verdicts = self.link.claim(question.name, wants, WAIT_S if rounds else 0.0)
+            leads = [
+                replace(want, positions=verdict.positions)
+                for want, verdict in zip(wants, verdicts, strict=True)
+                if isinstance(verdict, Lead)
+            ]
+            found = [verdict for verdict in verdicts if isinstance(verdict, CacheRecord)]
+            self._count(hits=0 if rounds else len(found), shared=len(found) if rounds else 0)
+            if leads:
+                records, took_s = self._compute(question, pieces, leads, rounds)
+                found += records
+                forward_s += took_s
+            for record in found:
+                held[record.key] = record
+                del open_wants[record.key]
+            rounds += 1
+        arrays = joined([_rows(held[piece.want.key], piece) for piece in pieces])
+        description = self.describe(question.role)
+        return Reply(
+            question.name,
+            question.role,
+            question.ask,
+            arrays or empty_answer(question.ask, description),
+            description.vocabulary,
+            description.fingerprint,
+            forward_s=forward_s,
+        )
+
+    def _compute(
+        self, question: Question, pieces: Sequence[_Piece], leads: Sequence[Want], round_: int
+    ) -> tuple[list[CacheRecord], float]:
+        """Ask the pool for what this question leads, and hand it to the cache."""
+        assert self.link is not None
+        keys = [want.key for want in leads]
+        try:
+            if self.pool is None:
+                raise SpecError(
+                    "pool",
+                    f"is none, and the cache lacks {len(leads)} of the records asked of "
+                    f"{question.role}",
+                    "Run `stillhouse label` on the job first, or give it a pool",
+                )
+            request, places = _request(question, pieces, leads, self._tenant, round_)
+            request = replace(request, fingerprint=self._fingerprints[question.role])
+            self.pool.submit(request)
+            reply = self.pool.result(request.request_id)
+            records = list(_records(reply, request, places))
+        except BaseException:
+            self.link.give_up(question.name, keys)
+            raise
+        self.link.put(records)
+        self._count(misses=len(records), computed_tokens=len(request.tokens))
+        return records, reply.forward_s
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            for name, value in more.items():
+                setattr(self.counts, name, getattr(self.counts, name) + value)
+
+    def _card(self, role: str) -> RoleCard:
+        if role not in self._cards:
+            raise SpecError(
+                "pool",
+                f"is none, and the cache knows nothing of role {role}",
+                "Run `stillhouse label` on the job first, or give it a pool",
+            )
+        return self._cards[role]
+
+
+def _pieces(question: Question, fingerprint: str) -> list[_Piece]:
+    """The records a question needs, in the order of its samples. Content may repeat."""
+    starts = np.concatenate([[0], np.cumsum(question.lengths)])
+    found: list[_Piece] = []
+    for sample, start, key in record_keys(
+        fingerprint, question.tokens, question.lengths, question.ask
+    ):
+        first = starts[sample] + start
+        wanted = question.wanted[first : min(first + RANGE, starts[sample + 1])]
+        if wanted.any():
+            found.append(_Piece(sample, start, Want(key, to_bitmap(wanted))))
+    return found
+
+
+def _distinct(pieces: Sequence[_Piece]) -> dict[bytes, Want]:
+    """One want for each key, with the positions of all pieces of equal content."""
+    wants: dict[bytes, Want] = {}
+    for piece in pieces:
+        key = piece.want.key
+        earlier = wants[key].positions if key in wants else 0
+        wants[key] = Want(key, piece.want.positions | earlier)
+    return wants
+
+
+_Place = tuple[bytes, int, np.ndarray]
+"""(key, tokens of the sample, [n] int32 positions in the sample): what a run of rows is."""
+
+
+def _request(
+    question: Question, pieces: Sequence[_Piece], leads: Sequence[Want], tenant: str, round_: int
+) -> tuple[Request, list[_Place]]:
+    """The request for what is led, and what the rows of its answer are."""
+    starts = np.concatenate([[0], np.cumsum(question.lengths)])
+    positions = {want.key: want.positions for want in leads}
+    first_use = {}
+    for piece in pieces:
+        if piece.want.key in positions:
+            first_use.setdefault(piece.want.key, piece)
+    by_sample: dict[int, list[_Piece]] = {}
+    for piece in first_use.values():
+        by_sample.setdefault(piece.sample, []).append(piece)
+    tokens: list[np.ndarray] = []
+    wanted: list[np.ndarray] = []
+    places: list[_Place] = []
+    for sample, of_sample in by_sample.items():
+        content = question.tokens[starts[sample] : starts[sample + 1]]
+        mask = np.zeros(len(content), bool)
+        for piece in of_sample:
+            rows = piece.start + from_bitmap(positions[piece.want.key])
+            mask[rows] = True
+            places.append((piece.want.key, len(content), rows))
+        tokens.append(content)
+        wanted.append(mask)
+    request = Request(
+        f"{tenant}/{question.name}/{round_}",
+        question.role,
+        tenant,
+        question.ask,
+        np.concatenate(tokens),
+        np.array([len(content) for content in tokens], np.int32),
+        np.concatenate(wanted),
+    )
+    return request, places
+
+
+def _records(reply: Reply, request: Request, places: Sequence[_Place]) -> Iterator[CacheRecord]:
+    """An answer cut into records."""
+    begin = 0
+    for key, length, positions in places:
+        end = begin + len(positions)
+        arrays = trimmed(reply.ask, {n: a[begin:end] for n, a in reply.arrays.items()}, length)
+        yield CacheRecord(key, reply.fingerprint, request.ask, length, positions, arrays)
+        begin = end
+
+
+def _rows(record: CacheRecord, piece: _Piece) -> dict[str, np.ndarray]:
+    """The rows of a record that a piece wants; all of them without a copy."""
+    wanted = piece.start + from_bitmap(piece.want.positions)
+    if len(wanted) == len(record.positions):
+        return record.arrays
+    rows = np.searchsorted(record.positions, wanted)
+    return {name: array[rows] for name, array in record.arrays.items()}
