@@ -7,6 +7,7 @@
     │   ├── WorkerStalled    deadline passed: treated as lost
     │   ├── WorkerBusy       refused for now: try again after `retry_after_s`
     │   └── WorkerRaised     code in the worker raised: the same everywhere, small budget
+    ├── CacheBusy            another process writes to the cache's directory
     ├── CheckpointError      missing, torn or foreign: never papered over by starting at zero
     ├── CountsDiffer         a sample was lost or counted twice: nothing goes on
     ├── NonFiniteLoss        the loss is not a number: every rank stopped before the optimiser moved
@@ -70,6 +71,25 @@ class WorkerBusy(WorkerError):
 
 class WorkerRaised(WorkerError):
     """The worker's own code raised."""
+
+
+class CacheBusy(StillhouseError):
+    """Another process is the writer of a cache's directory.
+
+    Args:
+        path: the directory.
+        holder: who writes, e.g. "pid 123 on host"; "unknown" in the moment it takes over.
+    """
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path, self.holder = path, holder
+
+    def __str__(self) -> str:
+        return (
+            f"the signal cache {self.path} has a writer already ({self.holder}). "
+            "Wait until it ends, end it, or use another folder"
+        )
 
 
 class CheckpointError(StillhouseError):

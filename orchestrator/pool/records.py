@@ -10,22 +10,11 @@ from typing import Literal, Protocol
 import numpy as np
 
 from orchestrator.errors import StillhouseError
-from orchestrator.signals.records import HeadRecord, Request
+from orchestrator.signals.records import HeadRecord, Request, RoleDescription
 from orchestrator.spec.models import RoleSpec
 
 NAMESPACE = "stillhouse"
 """Ray namespace of every actor of every pool."""
-
-
-@dataclass(frozen=True, slots=True)
-class RoleDescription:
-    """What a role serves, the same on all its replicas."""
-
-    role: str
-    fingerprint: str
-    vocabulary: int
-    width: int  # d of the last hidden state
-    parameters: int
 
 
 class Engine(Protocol):

@@ -24,7 +24,7 @@ LogWire = Literal["float32", "float16", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class FullAsk:
-    """Logits of the whole vocabulary; `signals.encodings.full` has the layout."""
+    """Logits of the whole vocabulary; `signals.layouts` has the arrays."""
 
     dtype: FloatWire
     kind: Literal["full"] = "full"
@@ -32,7 +32,7 @@ class FullAsk:
 
 @dataclass(frozen=True, slots=True)
 class HiddenAsk:
-    """Last hidden states; `signals.encodings.hidden` has the layout."""
+    """Last hidden states; `signals.layouts` has the arrays."""
 
     dtype: FloatWire
     kind: Literal["hidden"] = "hidden"
@@ -40,7 +40,7 @@ class HiddenAsk:
 
 @dataclass(frozen=True, slots=True)
 class TopKAsk:
-    """The k likeliest entries; `signals.encodings.topk` has the layout."""
+    """The k likeliest entries; `signals.layouts` has the arrays."""
 
     k: int
     dtype: LogWire
@@ -50,7 +50,7 @@ class TopKAsk:
 
 @dataclass(frozen=True, slots=True)
 class SampledAsk:
-    """Entries drawn from the role; `signals.encodings.sampled` has the layout.
+    """Entries drawn from the role; `signals.layouts` has the arrays.
 
     The draws of a position depend on `seed`, the sample's tokens and the position alone.
     """
@@ -64,7 +64,7 @@ class SampledAsk:
 
 @dataclass(frozen=True, slots=True)
 class LayersAsk:
-    """Outputs of named modules; `signals.encodings.layers` has the layout."""
+    """Outputs of named modules; `signals.layouts` has the arrays."""
 
     layers: tuple[str, ...]  # module paths
     dtype: FloatWire
@@ -75,7 +75,7 @@ class LayersAsk:
 
 @dataclass(frozen=True, slots=True)
 class AttentionAsk:
-    """Attention probabilities of named modules; `signals.encodings.attention` has the layout."""
+    """Attention probabilities of named modules; `signals.layouts` has the arrays."""
 
     layers: tuple[str, ...]
     dtype: FloatWire
@@ -124,6 +124,17 @@ class Reply:
     def nbytes(self) -> int:
         """Bytes of arrays on the wire."""
         return sum(array.nbytes for array in self.arrays.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RoleDescription:
+    """What a role serves, the same on all its replicas."""
+
+    role: str
+    fingerprint: str
+    vocabulary: int
+    width: int  # d of the last hidden state
+    parameters: int
 
 
 @dataclass(frozen=True, slots=True)
