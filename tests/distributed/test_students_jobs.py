@@ -1,6 +1,7 @@
 """Jobs of every kind through one resident group: what they leave behind loads and is right."""
 
 import math
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from transformers import AutoModelForCausalLM
 from word_model import build
 
 from orchestrator.errors import CheckpointError, Interrupted, NonFiniteLoss, SpecError
-from orchestrator.events import Event, StepDone
+from orchestrator.events import Event, StepDone, Warned
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
+from orchestrator.spec.job import TrackingSpec
+from orchestrator.tracking.spool import read_page
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -293,6 +296,26 @@ def test_stopping_and_going_on_changes_no_bit(stage: Stage, zero: int) -> None:
     assert rest.summary["weights_sha256"] == whole.summary["weights_sha256"]
     assert rest.summary["tokens"] == whole.summary["tokens"]
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
+
+
+def test_a_tracking_server_that_does_not_answer_costs_a_warning_and_no_metric(
+    stage: Stage, plain: Played
+) -> None:
+    with socket.socket() as free:  # bound and never listening: a connection is refused
+        free.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{free.getsockname()[1]}"
+        spec = stage.job().model_copy(update={"tracking": TrackingSpec(uri=uri)})
+        warnings: list[str] = []
+        folder = RunFolder.at(spec.storage, "silent")
+        folder.write([spec], 0, [folder.run_id])
+        stage.listener = lambda e: warnings.append(e.text) if isinstance(e, Warned) else None
+        summary = stage.session.run_job(spec, folder, {}, resume=False)
+    assert [text for text in warnings if uri in text and "does not answer" in text]
+    assert summary["weights_sha256"] == plain.summary["weights_sha256"]
+    records = [entry.record for entry in read_page(folder.local, 0, 1 << 30) if entry.record]
+    spooled = [record.body for record in records if record.kind == "metrics"]
+    steps = [body["step"] for body in spooled if "loss/total" in body["values"]]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_resuming_a_run_without_a_checkpoint_is_refused(stage: Stage) -> None:
