@@ -1,0 +1,152 @@
+"""A record's arrays as bytes, and the checksum that tells whether they are what was put.
+
+Payload: the arrays in the order of the layout, row-major and little-endian, each beginning at a
+multiple of 64 bytes, the gaps and the end filled with zeros to such a multiple. Layout: a JSON list
+of [name, dtype, trailing shape], dtype as numpy writes it ("<f2"). The number of rows is that of
+the positions.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from .ask_json import ask_from_json
+from .records import CacheRecord, Place
+
+ALIGN = 64
+
+
+class Column(NamedTuple):
+    """One array of a layout."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]  # without the rows
+    row_bytes: int
+
+
+def layout_text(arrays: Mapping[str, np.ndarray]) -> str:
+    """The layout of arrays, as JSON."""
+    columns = [
+        [name, array.dtype.newbyteorder("<").str, list(array.shape[1:])]
+        for name, array in arrays.items()
+    ]
+    return json.dumps(columns, separators=(",", ":"))
+
+
+@lru_cache(maxsize=1024)
+def layout_of(text: str) -> tuple[Column, ...]:
+    """The columns of a layout.
+
+    Raises:
+        ValueError: it is not a layout.
+    """
+    try:
+        columns = [
+            (str(name), np.dtype(kind), tuple(shape)) for name, kind, shape in json.loads(text)
+        ]
+    except (TypeError, SyntaxError) as error:
+        raise ValueError(f"{text} is not a layout") from error
+    for _, dtype, shape in columns:
+        if dtype.kind not in "biuf" or not all(type(size) is int and size >= 0 for size in shape):
+            raise ValueError(f"{text} is not a layout of numbers")
+    return tuple(Column(*each, each[1].itemsize * math.prod(each[2])) for each in columns)
+
+
+def payload_bytes(columns: tuple[Column, ...], rows: int) -> int:
+    """Bytes of the payload."""
+    return sum(aligned(column.row_bytes * rows) for column in columns)
+
+
+def aligned(count: int) -> int:
+    """The next multiple of ALIGN."""
+    return -(-count // ALIGN) * ALIGN
+
+
+def pack(columns: tuple[Column, ...], arrays: Mapping[str, np.ndarray], into: np.ndarray) -> None:
+    """Write arrays into a buffer of `payload_bytes`, [bytes] uint8."""
+    begin = 0
+    for column in columns:
+        array = arrays[column.name]
+        end = begin + column.row_bytes * len(array)
+        view = into[begin:end].view(column.dtype)
+        view.reshape(array.shape)[...] = array
+        begin = aligned(end)
+        into[end:begin] = 0
+
+
+def unpack(
+    columns: tuple[Column, ...], rows: int, payload: bytes | memoryview
+) -> dict[str, np.ndarray]:
+    """Arrays that are views of the payload, read-only as it is."""
+    arrays: dict[str, np.ndarray] = {}
+    begin = 0
+    for column in columns:
+        count = rows * math.prod(column.shape)
+        flat = (
+            np.frombuffer(payload, column.dtype, count, begin)
+            if count
+            else np.empty(0, column.dtype)
+        )
+        arrays[column.name] = flat.reshape(rows, *column.shape)
+        begin += aligned(column.row_bytes * rows)
+    return arrays
+
+
+def bitmap_of(positions: np.ndarray, start: int) -> bytes:
+    """[n] int32 rising -> a bit for each position of the range, without zero bytes at the end."""
+    mask = np.zeros(int(positions[-1]) - start + 1, bool)
+    mask[positions - start] = True
+    return np.packbits(mask, bitorder="little").tobytes()
+
+
+def positions_of(bitmap: bytes, start: int) -> np.ndarray:
+    """[n] int32 rising."""
+    mask = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").view(bool)
+    positions = mask.nonzero()[0].astype(np.int32)
+    return positions + np.int32(start) if start else positions
+
+
+def holds(bitmap: bytes, other: bytes) -> bool:
+    """Whether the first has every position of the second."""
+    return int.from_bytes(other, "little") & ~int.from_bytes(bitmap, "little") == 0
+
+
+def checksum(key: bytes, place: Place, payload: bytes | memoryview | np.ndarray) -> bytes:
+    """XXH3-128 over the key, everything of the place but where it is, and the payload.
+
+    The payload and the texts are hashed first and their digests taken in.
+    """
+    head = struct.pack("<iiq", place.tokens, place.start, place.length)
+    texts = _texts_digest(place.fingerprint, place.ask, place.layout)
+    content = xxhash.xxh3_128_digest(payload)
+    return xxhash.xxh3_128_digest(b"".join((key, head, texts, content, place.positions)))
+
+
+@lru_cache(maxsize=1024)
+def _texts_digest(*texts: str) -> bytes:
+    encoded = [text.encode() for text in texts]
+    sizes = struct.pack(f"<{len(encoded)}q", *map(len, encoded))
+    return xxhash.xxh3_128_digest(sizes + b"".join(encoded))
+
+
+def decode(key: bytes, place: Place, payload: bytes | memoryview) -> CacheRecord | None:
+    """The record, its arrays being views of the payload; None where the checksum is another."""
+    if checksum(key, place, payload) != place.checksum:
+        return None
+    return unchecked(key, place, payload)
+
+
+def unchecked(key: bytes, place: Place, payload: bytes | memoryview) -> CacheRecord:
+    """The record of a payload that this process has just written or checked."""
+    positions = positions_of(place.positions, place.start)
+    arrays = unpack(layout_of(place.layout), len(positions), payload)
+    return CacheRecord(
+        key, place.fingerprint, ask_from_json(place.ask), place.tokens, positions, arrays
+    )
