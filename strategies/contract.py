@@ -177,3 +177,20 @@ class OwnTerm(Term, Protocol):
         `numbers` are this step's values of the term's own schedules, by field name.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class LayersSignal:
+    """Encoding `layers`: outputs of named modules, projected if the ask said so."""
+
+    outputs: Mapping[str, Tensor]  # by module path: [N, d]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSignal:
+    """Encoding `attention`: attention probabilities of named modules.
+
+    Keys are positions of the query's own sample; those past its end are 0.
+    """
+
+    probabilities: Mapping[str, Tensor]  # by module path: [N, heads, longest]

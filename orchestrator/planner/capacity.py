@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from orchestrator.errors import SpecError
 from orchestrator.models.tokenizer import vocabulary_size
+from orchestrator.signals.asks import ask_of
+from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import StandingPool
 from orchestrator.spec.models import (
@@ -28,7 +30,6 @@ from .tokenizers import job_tokenizer
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _SLACK = 1e-9  # of sums of fractions
-_SMALL_IDS = 1 << 16  # vocabularies up to here have 2-byte ids on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,19 +133,21 @@ def checkpoint_bytes(job: JobSpec, student: ModelSize) -> int | None:
     return student.parameters * (weights + masters + 8)
 
 
-def bytes_per_position(encoding: EncodingSpec, size: ModelSize) -> int | None:
-    """Bytes of one loss-bearing position on the wire; None if the model's size is not known."""
-    if isinstance(encoding, HiddenEncoding):
-        return None if size.width is None else size.width * BYTES[encoding.dtype]
-    if size.vocabulary is None:
+def bytes_per_position(encoding: EncodingSpec, size: ModelSize, role: str = "role") -> int | None:
+    """Bytes of one loss-bearing position on the wire; None if the model's size is not known.
+
+    Raises:
+        SpecError: the model cannot answer so: k is above its vocabulary.
+    """
+    needed = size.width if isinstance(encoding, HiddenEncoding) else size.vocabulary
+    if needed is None:
         return None
-    entry = (2 if size.vocabulary <= _SMALL_IDS else 4) + BYTES[encoding.dtype]
-    return min(encoding.k, size.vocabulary) * entry + 4 * len(encoding.temperatures)
+    return position_bytes(ask_of(encoding), Sizes(role, size.vocabulary or 0, size.width or 0))
 
 
 def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
     role = job.roles[name]
-    position = bytes_per_position(role.encoding, size)
+    position = bytes_per_position(role.encoding, size, name)
     request = None if position is None else position * job.training.micro_batch * job.data.context
     in_window = None if request is None else max(1, job.pool.window_bytes // request)
     head: int | None = 0

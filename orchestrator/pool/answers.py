@@ -1,40 +1,50 @@
-"""The shape of an answer, known from the ask alone: for the window's bytes and for empty answers.
+"""An answer before it is there: its bytes, for the window, and one for no positions.
 
-Numpy only. Letters: N wanted positions, K kept entries, L rungs of the ladder, d width.
+Numpy only; `signals.layouts` has the layouts.
 """
 
 import numpy as np
 
-from orchestrator.signals.records import HiddenAsk, SignalAsk, TopKAsk
-
-from .records import RoleDescription
-
-Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
+from orchestrator.signals.layouts import empty, position_bytes
+from orchestrator.signals.records import Request, RoleDescription, SignalAsk
 
 
-def layout(ask: SignalAsk, positions: int, role: RoleDescription) -> Layout:
-    """Shape and dtype of each array that answers `ask` for N = `positions`."""
-    match ask:
-        case HiddenAsk():
-            dtype = "uint16" if ask.dtype == "bfloat16" else ask.dtype
-            return {"hidden": ((positions, role.width), np.dtype(dtype))}
-        case TopKAsk():
-            kept = min(ask.k, role.vocabulary)
-            ids = np.dtype("uint16" if role.vocabulary <= 1 << 16 else "int32")
-            return {
-                "ids": ((positions, kept), ids),
-                "logprobs": ((positions, kept), np.dtype(ask.dtype)),
-                "log_z": ((positions, len(ask.temperatures)), np.dtype("float32")),
-            }
+def answer_bytes(ask: SignalAsk, positions: int, role: RoleDescription, longest: int = 0) -> int:
+    """Bytes of the answer's arrays.
 
+    Args:
+        ask: what is asked.
+        positions: N.
+        role: who is asked.
+        longest: tokens of the longest sample; only `attention` depends on it.
 
-def answer_bytes(ask: SignalAsk, positions: int, role: RoleDescription) -> int:
-    """Bytes of the answer's arrays."""
-    arrays = layout(ask, positions, role).values()
-    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in arrays)
+    Raises:
+        SpecError: the role cannot answer the ask.
+    """
+    return positions * position_bytes(ask, role, longest)
 
 
 def empty_answer(ask: SignalAsk, role: RoleDescription) -> dict[str, np.ndarray]:
-    """The answer for no positions."""
-    arrays = layout(ask, 0, role).items()
-    return {name: np.empty(shape, dtype) for name, (shape, dtype) in arrays}
+    """The answer for no positions.
+
+    Raises:
+        SpecError: the role cannot answer the ask.
+    """
+    return empty(ask, role, 0)
+
+
+def wanted_counts(request: Request) -> np.ndarray:
+    """[S] int64: wanted positions of each sample.
+
+    Raises:
+        ValueError: the lengths do not add up to the tokens.
+    """
+    total = int(request.lengths.sum())
+    if not total == len(request.tokens) == len(request.wanted) or (request.lengths < 0).any():
+        raise ValueError(
+            f"request {request.request_id} has {len(request.tokens)} tokens and "
+            f"{len(request.wanted)} wanted flags, and its lengths add up to {total}"
+        )
+    before = np.concatenate([[0], np.cumsum(request.wanted, dtype=np.int64)])
+    ends = np.cumsum(request.lengths, dtype=np.int64)
+    return before[ends] - before[ends - request.lengths]

@@ -115,7 +115,12 @@ class PoolClient:
             ValueError: the id is in use.
             WorkerStalled, StillhouseError: the role is not ready in `patience_s`, or has failed.
         """
-        nbytes = answer_bytes(request.ask, int(request.wanted.sum()), self.describe(request.role))
+        nbytes = answer_bytes(
+            request.ask,
+            int(request.wanted.sum()),
+            self.describe(request.role),
+            int(request.lengths.max(initial=0)),
+        )
         with self._changed:
             self._check_open()
             if request.request_id in self._requests:

@@ -117,6 +117,7 @@ class Controller:
             "pid": report.pid,
             "node": report.node,
             "served": report.served,
+            "samples": report.samples,
             "queued": report.queued,
             "busy_s": report.busy_s,
             "busy_share": report.busy_s / report.ready_s if report.ready_s else 0.0,

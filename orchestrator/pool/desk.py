@@ -1,7 +1,7 @@
 """The serving desk of a replica: one bounded fair queue, one thread that loads and runs the model.
 
-Knows nothing of Ray, so it is tested without. One request is one forward of exactly its shape; a
-request that is already waiting or running is not run twice, its askers share the result.
+Knows nothing of Ray, so it is tested without. A request that is already waiting or running is not
+run twice, its askers share the result.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 from orchestrator.errors import SpecError, StillhouseError, WorkerBusy, WorkerRaised
 from orchestrator.signals.records import PROTOCOL, HeadRecord, Reply, Request
 
-from .answers import empty_answer
+from .answers import empty_answer, wanted_counts
 from .fairness import FairQueue
 from .records import Engine, RoleDescription
 
@@ -41,7 +41,8 @@ class _Job:
 class DeskStats:
     """A look at the desk. Times in seconds."""
 
-    served: int
+    served: int  # requests answered
+    samples: int  # run by the model
     busy_s: float
     ready_s: float
     queued: int
@@ -68,7 +69,7 @@ class Desk:
         self._description: RoleDescription | None = None
         self._error: StillhouseError | None = None
         self._ready_at = 0.0
-        self._served, self._busy_s = 0, 0.0
+        self._served, self._samples, self._busy_s = 0, 0, 0.0
         self._head: Future[HeadRecord | None] = Future()
         threading.Thread(target=self._serve, name=f"desk-{role}", daemon=True).start()
 
@@ -89,7 +90,7 @@ class Desk:
             if running is not None:
                 return running.future
             job = _Job(key, request, Future(), time.perf_counter())
-            if not self._queue.offer(request.tenant, float(request.input_ids.size or 1), job):
+            if not self._queue.offer(request.tenant, float(request.tokens.size or 1), job):
                 raise self._busy(request)
             self._jobs[key] = job
             self._changed.notify_all()
@@ -105,6 +106,7 @@ class Desk:
             ready_s = time.perf_counter() - self._ready_at if self._description else 0.0
             return DeskStats(
                 self._served,
+                self._samples,
                 self._busy_s,
                 ready_s,
                 len(self._jobs),
@@ -191,6 +193,8 @@ class Desk:
         with self._changed:
             del self._jobs[job.key]
             self._served += 1
+            if reply is not None:
+                self._samples += int(np.count_nonzero(wanted_counts(request)))
             self._busy_s += time.perf_counter() - begun
         if reply is not None:
             job.future.set_result(reply)
@@ -224,7 +228,7 @@ def _as_ours(error: BaseException | None, request: Request) -> StillhouseError:
 def _digest(request: Request) -> bytes:
     """Of the content: two jobs under one tenant's name may use one id for different work."""
     digest = hashlib.blake2b(repr((request.ask, request.fingerprint)).encode(), digest_size=16)
-    for array in (request.input_ids, request.position_ids, request.wanted):
+    for array in (request.tokens, request.lengths, request.wanted):
         digest.update(repr((array.shape, array.dtype.str)).encode())
         digest.update(array.tobytes())
     return digest.digest()

@@ -5,27 +5,61 @@ without loading either.
 """
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.signals.records import HeadRecord, HiddenAsk, Request
+from orchestrator.signals.layouts import empty
+from orchestrator.signals.records import (
+    AttentionAsk,
+    HeadRecord,
+    LayersAsk,
+    Request,
+    RoleDescription,
+    SampledAsk,
+    SignalAsk,
+)
 from orchestrator.spec.models import RoleSpec
 
-from .records import RoleDescription, RoleLoad
+from .answers import wanted_counts
+from .forwards import CPU_TOKENS, GPU_TOKENS, Rows, arrange, lay_out
+from .records import RoleLoad
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from orchestrator.models.load import Loaded
+    from orchestrator.signals.encodings import RoleOutputs
 
 
 class ModelEngine:
-    """`Engine` over a loaded model. One request is one forward of exactly its shape."""
+    """`Engine` over a loaded model.
 
-    def __init__(self, role: str, loaded: "Loaded") -> None:
-        parameters = sum(p.numel() for p in loaded.module.parameters())
+    Deterministic: every sample runs alone at its own length, so its answer is a function of the
+    sample, to the last bit. Otherwise samples of like length share a forward; see `forwards`.
+    A module that is no transformers model always runs so, because nobody has promised that padding
+    to the right of a sample leaves it as it is.
+    """
+
+    def __init__(self, role: str, loaded: "Loaded", *, deterministic: bool = False) -> None:
+        from orchestrator.models.capture import Inside, inside
+        from orchestrator.models.forward import backbone, input_device
+
+        found = inside(loaded.module) if loaded.task == "causal_lm" else Inside()
         self._loaded, self._role = loaded, role
+        self._device = input_device(loaded.module)
+        self._has_backbone = backbone(loaded.module) is not None
+        self._tokens = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
+        if deterministic or not self._has_backbone:
+            self._tokens = 1
         self._description = RoleDescription(
-            role, loaded.fingerprint, loaded.vocabulary, loaded.width, parameters
+            role,
+            loaded.fingerprint,
+            loaded.vocabulary,
+            loaded.width,
+            sum(p.numel() for p in loaded.module.parameters()),
+            found.layers,
+            found.attention,
         )
 
     def describe(self) -> RoleDescription:
@@ -34,7 +68,7 @@ class ModelEngine:
 
     def head(self) -> HeadRecord | None:
         """The output head; None if it cannot be told apart from the model."""
-        from orchestrator.signals.encode import head_record
+        from orchestrator.signals.encodings import head_record
 
         head = self._loaded.head()
         if head is None:
@@ -42,24 +76,73 @@ class ModelEngine:
         return head_record(self._role, self._description.fingerprint, head)
 
     def forward(self, request: Request) -> dict[str, np.ndarray]:
-        """Arrays as the request's ask declares them."""
+        """Arrays as the request's ask declares them.
+
+        Raises:
+            SpecError: the role cannot answer the ask.
+            ValueError: the request is malformed, or a value is not finite or overflows the wire.
+        """
         import torch
 
-        from orchestrator.models.forward import forward_hidden, forward_logits, input_device
-        from orchestrator.signals.encode import encode, encode_logits
+        from orchestrator.signals.encodings import encode
+
+        ask, counts = request.ask, wanted_counts(request)
+        longest = int(request.lengths.max(initial=0))
+        answer = empty(ask, self._description, int(counts.sum()), longest)
+        asked = np.flatnonzero(counts).tolist()  # samples without a wanted position are not run
+        entries = np.split(np.arange(counts.sum()), np.cumsum(counts)[:-1])  # by sample
+        for group in arrange([int(request.lengths[i]) for i in asked], self._tokens):
+            samples = [asked[i] for i in group]
+            at = np.concatenate([entries[i] for i in samples])
+            with torch.inference_mode():
+                part = encode(ask, self._outputs(ask, lay_out(request, samples)))
+            for name, array in part.items():
+                if isinstance(ask, AttentionAsk):
+                    answer[name][at, :, : array.shape[-1]] = array
+                else:
+                    answer[name][at] = array
+        return answer
+
+    def _outputs(self, ask: SignalAsk, rows: Rows) -> "RoleOutputs":
+        """One forward, at its wanted positions."""
+        import torch
+
+        from orchestrator.models.capture import attention_of, output_of, watching
+        from orchestrator.models.forward import forward_hidden, forward_logits
+        from orchestrator.signals.encodings import RoleOutputs
+        from orchestrator.signals.encodings.uniforms import token_hash
+
+        row, place = torch.from_numpy(rows.row), torch.from_numpy(rows.place)
+
+        def wanted(tensor: "Tensor") -> "Tensor":
+            # Flash attention runs all rows end to end as one.
+            tensor = tensor.reshape(*rows.ids.shape, *tensor.shape[2:])
+            return tensor[row.to(tensor.device), place.to(tensor.device)]
+
+        captured: dict[str, Tensor] = {}
+
+        def take(path: str, output: Any) -> None:
+            by_head = isinstance(ask, AttentionAsk)
+            tensor = attention_of(output) if by_head else output_of(output)
+            if tensor is None:
+                raise ValueError(f"{path} gave {type(output).__name__}, unlike when it was loaded")
+            captured[path] = wanted(tensor.transpose(1, 2) if by_head else tensor)
 
         module, head = self._loaded.module, self._loaded.head()
-        device = input_device(module)
-        # Copies: arrays that came through Ray's store are read-only, and torch warns of those.
-        ids = torch.tensor(request.input_ids, dtype=torch.int64, device=device)
-        positions = torch.tensor(request.position_ids, dtype=torch.int64, device=device)
-        wanted = torch.tensor(request.wanted, dtype=torch.bool, device=device)
-        with torch.inference_mode():
-            if head is None and not isinstance(request.ask, HiddenAsk):
-                logits = forward_logits(module, ids, positions)
-                return encode_logits(request.ask, logits[wanted.to(logits.device)])
-            hidden = forward_hidden(module, ids, positions)
-            return encode(request.ask, hidden[wanted.to(hidden.device)], head)
+        inner = isinstance(ask, LayersAsk | AttentionAsk)
+        ids = torch.from_numpy(rows.ids).to(self._device)
+        positions = torch.arange(ids.shape[1], device=self._device).expand(ids.shape)
+        with watching(module, ask.layers if inner else (), take):
+            if head is None and not (inner and self._has_backbone):
+                logits = wanted(forward_logits(module, ids, positions))
+                hidden = None
+            else:
+                hidden = wanted(forward_hidden(module, ids, positions))
+                logits = None
+        samples = None
+        if isinstance(ask, SampledAsk):
+            samples = np.array([token_hash(tokens) for tokens in rows.tokens], np.uint64)[rows.row]
+        return RoleOutputs(hidden, head, logits, captured, samples, rows.place)
 
 
 def load_role(what: RoleLoad) -> ModelEngine:
@@ -86,7 +169,7 @@ def load_role(what: RoleLoad) -> ModelEngine:
         packing=what.packing,
         field=f"roles.{what.role}",
     )
-    return ModelEngine(what.role, loaded)
+    return ModelEngine(what.role, loaded, deterministic=what.deterministic)
 
 
 def _device(spec: RoleSpec) -> str:

@@ -65,7 +65,8 @@ class ReplicaReport:
     state: Literal["loading", "ready", "failed"]
     pid: int
     node: str
-    served: int = 0  # forwards done
+    served: int = 0  # requests answered
+    samples: int = 0  # run by the model
     busy_s: float = 0.0  # time spent in forwards
     ready_s: float = 0.0  # time since the load ended
     queued: int = 0  # requests waiting or running

@@ -62,6 +62,7 @@ class Replica:
             pid=os.getpid(),
             node=ray.get_runtime_context().get_node_id(),
             served=stats.served,
+            samples=stats.samples,
             busy_s=stats.busy_s,
             ready_s=stats.ready_s,
             queued=stats.queued,

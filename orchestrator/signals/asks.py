@@ -2,6 +2,7 @@
 
 from orchestrator.signals.records import FullAsk, HiddenAsk, SampledAsk, SignalAsk, TopKAsk
 from orchestrator.spec.models import (
+    EncodingSpec,
     FullEncoding,
     HiddenEncoding,
     RoleSpec,
@@ -12,7 +13,11 @@ from orchestrator.spec.models import (
 
 def training_ask(role: RoleSpec) -> SignalAsk:
     """What a student asks of a role while it trains."""
-    encoding = role.encoding
+    return ask_of(role.encoding)
+
+
+def ask_of(encoding: EncodingSpec) -> SignalAsk:
+    """What a role of this encoding is asked."""
     match encoding:
         case FullEncoding():
             return FullAsk(encoding.dtype)

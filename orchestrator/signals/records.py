@@ -11,7 +11,8 @@ Shape letters: S samples, M tokens of all samples, N wanted positions in order, 
 L rungs of the temperature ladder, d width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -135,6 +136,8 @@ class RoleDescription:
     vocabulary: int
     width: int  # d of the last hidden state
     parameters: int
+    layers: Mapping[str, int] = field(default_factory=dict)  # width of modules' outputs by path
+    attention: Mapping[str, int] = field(default_factory=dict)  # heads of those that tell it
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import SpecError
-from orchestrator.pool.records import RoleDescription, RoleLoad
-from orchestrator.signals.records import HeadRecord, HiddenAsk, Request
+from orchestrator.pool.records import RoleLoad
+from orchestrator.signals.records import HeadRecord, HiddenAsk, Request, RoleDescription
 from orchestrator.spec.models import RoleSpec
 
 
@@ -64,15 +64,15 @@ class FakeEngine:
             Path(gate, f"started-{os.getpid()}").touch()
             wait_until(Path(gate, "open").exists, 120.0)
         time.sleep(self.arguments.get("delay_s", 0.0))
-        if (request.input_ids == self.arguments.get("raises_on", -1)).any():
+        if (request.tokens == self.arguments.get("raises_on", -1)).any():
             raise ValueError("token of ill omen")
         return {"hidden": expected_hidden(request, self.describe().width)}
 
 
 def expected_hidden(request: Request, width: int = 4) -> np.ndarray:
     """[N, width] float32: what the fake answers."""
-    ids, positions = request.input_ids[request.wanted], request.position_ids[request.wanted]
-    column = ids.astype(np.float32) * 1000 + positions
+    positions = np.concatenate([np.arange(length) for length in request.lengths])[request.wanted]
+    column = request.tokens[request.wanted].astype(np.float32) * 1000 + positions
     return np.repeat(column[:, None], width, axis=1)
 
 
@@ -104,21 +104,21 @@ def fake_request(
     *,
     role: str = "teacher",
     tenant: str = "test",
-    rows: int = 2,
+    samples: int = 2,
     length: int = 3,
     token: int = 5,
     wanted: bool = True,
     fingerprint: str | None = None,
 ) -> Request:
     """A request of one token repeated; all positions wanted, or none."""
-    shape = (rows, length)
+    tokens = samples * length
     return Request(
         request_id,
         role,
         tenant,
         HiddenAsk("float32"),
-        np.full(shape, token, dtype=np.int32),
-        np.tile(np.arange(length, dtype=np.int32), (rows, 1)),
-        np.full(shape, wanted),
+        np.full(tokens, token, dtype=np.int32),
+        np.full(samples, length, dtype=np.int32),
+        np.full(tokens, wanted),
         fingerprint,
     )
