@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     )
     from orchestrator.planner import plan
     from orchestrator.pool import Pool
-    from orchestrator.runner import evaluate, resume, run
+    from orchestrator.runner import evaluate, label, resume, run
     from orchestrator.spec import JobSpec, load_jobs
 
 _HOMES = {
@@ -40,6 +40,7 @@ _HOMES = {
     "WorkerRaised": "errors",
     "WorkerStalled": "errors",
     "evaluate": "runner",
+    "label": "runner",
     "load_jobs": "spec",
     "plan": "planner",
     "resume": "runner",
@@ -61,6 +62,7 @@ __all__ = [
     "WorkerRaised",
     "WorkerStalled",
     "evaluate",
+    "label",
     "load_jobs",
     "plan",
     "resume",

@@ -69,6 +69,20 @@ def run(file: JobFile, overrides: Overrides = None, as_json: Json = False) -> No
 
 
 @app.command()
+def label(file: JobFile, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Put all that the jobs of a file ask of their roles into the cache; train nothing."""
+    jobs = _load(file, overrides)
+    _plans(jobs)
+
+    def call(on_event: Callable[[Event], None]) -> dict[str, Any]:
+        from orchestrator.runner import label as label_jobs
+
+        return label_jobs(jobs, on_event).to_dict()
+
+    _watch(call, as_json, jobs)
+
+
+@app.command()
 def resume(folder: RunFolder, as_json: Json = False) -> None:
     """Go on with an interrupted or failed run, and with the jobs after it."""
     jobs = _jobs_of_run(folder)
@@ -292,7 +306,7 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]], jobs: Sequence[JobSp
     from orchestrator.evaluation.comparison import Row
 
     rows: list[Row] = []
-    by_run = {summary["run_id"]: summary for summary in summaries}
+    by_run = {summary["run_id"]: summary for summary in summaries if "run_id" in summary}
     named = {run_id: _name_of(run_id, jobs) for run_id in by_run}
     for run_id, summary in by_run.items():
         measured = summary.get("evaluation") or {}

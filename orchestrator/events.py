@@ -69,6 +69,21 @@ class Warned:
 
 
 @dataclass(frozen=True, slots=True)
+class Labelled:
+    """How far the labelling of one role's answers is. The first one comes before the work."""
+
+    job: str
+    role: str
+    encoding: str
+    samples: int  # asked about in all
+    missing: int  # of them, not in the cache when the labelling began
+    done: int  # of the missing
+    tokens: int  # of the missing
+    nbytes: int  # their signals will take
+    seconds_left: float | None  # None: nothing is measured yet
+
+
+@dataclass(frozen=True, slots=True)
 class JobEnded:
     """A job is over. `summary` is this job's entry of `RunResult.to_dict()["jobs"]`."""
 
@@ -77,4 +92,4 @@ class JobEnded:
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 
-Event = JobStarted | Phase | StepDone | Evaluated | CheckpointWritten | Warned | JobEnded
+Event = JobStarted | Phase | StepDone | Evaluated | CheckpointWritten | Labelled | Warned | JobEnded

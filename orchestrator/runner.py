@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.errors import Interrupted, StillhouseError
+from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
@@ -51,6 +51,35 @@ def run(jobs: Sequence[JobSpec], on_event: OnEvent = lambda event: None) -> RunR
     for index, job in enumerate(jobs):
         RunFolder.at(job.storage, run_ids[index]).write(jobs, index, run_ids)
     return _run_from(jobs, run_ids, 0, resume_first=False, on_event=on_event)
+
+
+def label(jobs: Sequence[JobSpec], on_event: OnEvent = lambda event: None) -> RunResult:
+    """Put all that the jobs will ask of their roles into the cache, and train nothing.
+
+    What is there already is not computed again, so an interrupted labelling is started once more.
+
+    Raises:
+        SpecError: a job cannot be labelled as written.
+        StillhouseError: a role could not answer.
+    """
+    from orchestrator.planner.checks import preflight
+    from orchestrator.session import Session
+
+    jobs = [absolute_paths(job) for job in jobs]
+    preflight(jobs)
+    later = [job for job in jobs if any(role.job is not None for role in job.roles.values())]
+    for job in later:
+        raise SpecError(
+            f"{job.name}.roles",
+            "name the student of an earlier job, which is not trained yet",
+            "Give its export as path",
+        )
+    asking = [job for job in jobs if job.used_roles]
+    if not asking:
+        raise SpecError("objective.terms", "ask no role", "Only what roles say can be labelled")
+    with Session(asking, on_event) as session:
+        done = [session.label_job(job, f"label-{secrets.token_hex(4)}", {}) for job in asking]
+    return RunResult(done)
 
 
 def resume(run_folder: str, on_event: OnEvent = lambda event: None) -> RunResult:

@@ -22,9 +22,12 @@ from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, Step
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, plan
 from orchestrator.pool import Pool, PoolPlan
+from orchestrator.pool.cache import Cache
+from orchestrator.pool.label import LabelJob, labelled
+from orchestrator.pool.stock import check_stock, known_fingerprints, note_sources
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
-from orchestrator.spec.job import StandingPool
+from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
@@ -41,6 +44,7 @@ class Session:
     def __init__(self, jobs: Sequence[JobSpec], on_event: Callable[[Event], None]) -> None:
         self._jobs, self._on_event = jobs, on_event
         self.pools: dict[str, Pool] = {}
+        self._caches: dict[str, Cache] = {}
         self._group: Group | None = None
         self._began = time.monotonic()
         self._started_ray = False
@@ -64,6 +68,8 @@ class Session:
         finally:
             for pool in self.pools.values():
                 pool.down()
+            for cache in self._caches.values():
+                cache.publish()
             self._leave_ray()
 
     def _join_ray(self, address: str | None) -> None:
@@ -130,8 +136,13 @@ class Session:
     ) -> tuple[StudentJob, Pool | None]:
         """What the workers need; pool and group are up when it returns."""
         resolved, tokenizer = _resolved(job, exports)
+        cache = self._cache_for(resolved)
+        if isinstance(resolved.pool, NoPool) and cache is not None:
+            check_stock(resolved, cache, tokenizer, str(CACHE / "data"))  # before any worker starts
         self._group = self._group_for(resolved)  # comes up by itself while the pool is waited for
         pool = self._pool_for(resolved)
+        if cache is not None:
+            self._warn_of(resolved, cache)
         student = StudentJob(
             resolved,
             folder.run_id,
@@ -139,10 +150,49 @@ class Session:
             tokenizer,
             str(CACHE / "data"),
             None if pool is None else pool.handle(),
-            {} if pool is None else _fingerprints(pool, resolved),
+            None if cache is None else cache.handle,
+            self._fingerprints(resolved, pool, cache),
             resume,
         )
         return student, pool
+
+    def label_job(self, job: JobSpec, run_id: str, exports: dict[str, str]) -> dict[str, Any]:
+        """Put all that a job will ask into the cache; what was found and done, by role.
+
+        Raises:
+            SpecError: the job has no pool, or no cache, or asks nobody.
+        """
+        resolved, tokenizer = _resolved(job, exports)
+        cache, pool = self._cache_for(resolved), self._pool_for(resolved)
+        if cache is None or pool is None:
+            field = "cache.enabled" if cache is None else "pool"
+            raise SpecError(
+                field if job.used_roles else "objective.terms",
+                "leaves nothing to label" if job.used_roles else "ask no role",
+                "Labelling needs a role that is asked, a pool that answers, and a cache",
+            )
+        self._warn_of(resolved, cache)
+        fingerprints = self._fingerprints(resolved, pool, cache)
+        told: dict[str, Any] = {}
+        for event in labelled(
+            LabelJob(
+                resolved,
+                run_id,
+                tokenizer,
+                str(CACHE / "data"),
+                pool.handle(),
+                cache.handle,
+                fingerprints,
+            )
+        ):
+            told[f"{event.role} {event.encoding}"] = {
+                "samples": event.samples,
+                "computed": event.done,
+                "bytes": event.nbytes,
+            }
+            self._on_event(event)
+        note_sources(resolved, cache, fingerprints)
+        return {"status": "done", "job": job.name, "labelled": told}
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
@@ -165,6 +215,8 @@ class Session:
 
     def _pool_for(self, job: JobSpec) -> Pool | None:
         if not job.used_roles:
+            return None
+        if isinstance(job.pool, NoPool):
             return None
         if isinstance(job.pool, StandingPool):
             return Pool.attach(job.pool.name)
@@ -193,6 +245,25 @@ class Session:
             self.seconds["pool"] = time.monotonic() - began
             self._on_event(Phase(job.name, "pool ready"))
         return self.pools[key]
+
+    def _cache_for(self, job: JobSpec) -> Cache | None:
+        if not job.cache.enabled or not job.used_roles:
+            return None
+        path = job.cache.path or str(CACHE / "signals")
+        if path not in self._caches:
+            self._caches[path] = Cache.open(path, job.cache.max_bytes)
+        return self._caches[path]
+
+    def _warn_of(self, job: JobSpec, cache: Cache) -> None:
+        for complaint in cache.complaints():
+            self._on_event(Warned(job.name, complaint))
+
+    @staticmethod
+    def _fingerprints(job: JobSpec, pool: Pool | None, cache: Cache | None) -> dict[str, str]:
+        if pool is not None:
+            roles = pool.status()["roles"]
+            return {name: roles[name]["fingerprint"] for name in job.used_roles}
+        return {} if cache is None else known_fingerprints(job, cache)
 
     def _group_for(self, job: JobSpec) -> Group:
         wanted = GroupPlan.of(job, str(CACHE / "groups"))
@@ -284,11 +355,6 @@ def _inventory() -> Inventory:
 
 def _local_storage(job: JobSpec) -> str:
     return str(CACHE / "runs") if "://" in job.storage else job.storage
-
-
-def _fingerprints(pool: Pool, job: JobSpec) -> dict[str, str]:
-    roles = pool.status()["roles"]
-    return {name: roles[name]["fingerprint"] for name in job.used_roles}
 
 
 def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str]:

@@ -24,6 +24,7 @@ from orchestrator.events import (
     Event,
     JobEnded,
     JobStarted,
+    Labelled,
     Phase,
     StepDone,
     Warned,
@@ -95,8 +96,27 @@ def event_text(event: Event) -> str | None:
         case JobEnded(job=job, status=status, summary=summary):
             cause = f": {summary['error']}" if "error" in summary else ""
             return f"{job}: {status}{cause}"
+        case Labelled():
+            return f"{event.job}: {label_text(event)}"
         case StepDone():
             return None
+
+
+def label_text(event: Labelled) -> str:
+    """How far a labelling is, and what it will take."""
+    what = f"{event.role} ({event.encoding}): {event.done} of {event.missing} samples labelled"
+    known = f"{event.samples - event.missing} known before"
+    left = "" if event.seconds_left is None else f", {duration(event.seconds_left)} left"
+    return f"{what}, {known}, {event.tokens} tokens, {size(event.nbytes)}{left}"
+
+
+def size(nbytes: float) -> str:
+    """`532 B`, `1.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if nbytes < 1024:
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1024
+    return f"{nbytes:.1f} TiB"
 
 
 class PlainLines:

@@ -21,34 +21,60 @@ from orchestrator.signals.cache.records import CacheRecord, RoleCard
 from orchestrator.signals.cache.store import Place
 
 from .cache_owner import CacheOwner
-from .cache_records import LEASE_S, THEIRS, CacheHandle, Lead, Owner, Verdict, Want
+from .cache_records import LEASE_S, CacheHandle, Lead, Owner, Theirs, Verdict, Want
 from .claims import Holder
 from .records import NAMESPACE
+from .translate import translated
 
 log = logging.getLogger(__name__)
 
+PUBLISH_S = 30.0
 SEVERAL_WAIT_S = 1.0
 """Longest wait at one of several owners while another may have news."""
 
 
-def open_cache(path: str, max_bytes: int) -> tuple[CacheHandle, list[str]]:
-    """Find or start the owners of a directory, one on each living node.
+class Cache:
+    """The owners of one directory, one on each node that lived when it was opened.
 
     They outlive their starter, because other jobs of the cluster share them, and end by themselves
     when idle.
-
-    Returns:
-        The handle, and for each owner that cannot write why it cannot.
     """
-    digest = hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
-    owners = [
-        Owner(f"cache/{digest}/{node['NodeID']}", node["NodeID"])
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
-    actors = [_owner_actor(owner, path, max_bytes) for owner in owners]
-    busy = ray.get([actor.start.remote() for actor in actors])
-    return CacheHandle(path, tuple(owners)), [reason for reason in busy if reason is not None]
+
+    def __init__(self, handle: CacheHandle, starts: Sequence[Any]) -> None:
+        self.handle, self._starts = handle, list(starts)
+
+    @classmethod
+    def open(cls, path: str, max_bytes: int) -> "Cache":
+        """Find or start the owners. Does not wait for them."""
+        digest = hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
+        owners = tuple(
+            Owner(f"cache/{digest}/{node['NodeID']}", node["NodeID"])
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+        starts = [_owner_actor(owner, path, max_bytes).start.remote() for owner in owners]
+        return cls(CacheHandle(path, owners), starts)
+
+    def complaints(self) -> list[str]:
+        """Wait for the owners; why any of them cannot keep records. Each is told once.
+
+        Raises:
+            SpecError: the directory is of another format version, or no directory.
+        """
+        starts, self._starts = self._starts, []
+        try:
+            busy = ray.get(starts)
+        except RayError as error:
+            raise translated(error, "cache", "open") from error
+        return [reason for reason in busy if reason is not None]
+
+    def publish(self) -> None:
+        """Have owners write what they hold in memory. They stay for others."""
+        for owner in self.handle.owners:
+            try:
+                ray.get(ray.get_actor(owner.name, NAMESPACE).flush.remote(), timeout=PUBLISH_S)
+            except (RayError, ValueError) as error:  # ValueError: it has ended
+                log.warning("%s could not publish its last records: %s", owner.name, error)
 
 
 def _owner_actor(owner: Owner, path: str, max_bytes: int) -> Any:
@@ -67,15 +93,6 @@ def _owner_actor(owner: Owner, path: str, max_bytes: int) -> Any:
         )
         .remote(path, max_bytes)
     )
-
-
-def close_cache(handle: CacheHandle) -> None:
-    """Publish what owners hold in memory. They stay for others."""
-    for owner in handle.owners:
-        try:
-            ray.get(ray.get_actor(owner.name, NAMESPACE).flush.remote(), timeout=30)
-        except (RayError, ValueError) as error:  # ValueError: it has ended
-            log.warning("%s could not publish its last records: %s", owner.name, error)
 
 
 @dataclass(slots=True)
@@ -124,7 +141,7 @@ class CacheLink:
         """A verdict for each want; records in reach are read. See `CacheOwner.claim`.
 
         Returns:
-            Records, `Lead` or THEIRS; never a `Place`. Without a living owner all is `Lead`.
+            Records, `Lead` or `Theirs`; never a `Place`. Without a living owner all is `Lead`.
         """
         verdicts: list[Verdict] = [Lead(want.positions) for want in wants]
         routes = self._routes([want.key for want in wants])
@@ -137,10 +154,10 @@ class CacheLink:
         ]  # fmt: skip
         for route, ref in asked:
             try:
-                answers = ray.get(ref)
+                answers: list[Verdict] = ray.get(ref)
             except RayActorError as error:
                 self._lose(route.owner, error)
-                answers = [THEIRS] * len(route.places)  # asked again, of another owner
+                answers = [Theirs() for _ in route.places]  # asked again, of another owner
             for place, answer in zip(route.places, answers, strict=True):
                 verdicts[place] = self._read(wants[place].key, answer)
         return verdicts
@@ -190,7 +207,7 @@ class CacheLink:
             self.counts.damaged += 1
             for route in self._routes([key]):
                 route.actor.forget.remote([key])
-            return THEIRS  # asked again, it is a miss
+            return Theirs()  # asked again, it is a miss
         self.counts.read_bytes += record.nbytes
         return record
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import ray
+from ray.actor import exit_actor
 
-from orchestrator.errors import CacheBusy
+from orchestrator.errors import CacheBusy, SpecError
 from orchestrator.signals.cache.records import CacheRecord, RoleCard
 from orchestrator.signals.cache.store import Place, Store
 
-from .cache_records import LEASE_S, THEIRS, Lead, Verdict, Want
+from .cache_records import LEASE_S, Lead, Theirs, Verdict, Want
 from .claims import Claims, Holder
 
 log = logging.getLogger(__name__)
@@ -49,15 +49,26 @@ class CacheOwner:
         self._spoken = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
         self.busy: str | None = None
+        self._store: Store | None = None
+        self._error: SpecError | None = None
         try:
-            self._store: Store | None = Store.open(path, max_bytes)
+            self._store = Store.open(path, max_bytes)
         except CacheBusy as error:
             # Another session on this machine writes here. Questions in flight are still shared.
             log.warning("%s", error)
-            self._store, self.busy = None, str(error)
+            self.busy = str(error)
+        except SpecError as error:  # raised by `start`: from here Ray would only retry it
+            self._error = error
 
     async def start(self) -> str | None:
-        """Begin to look after the store; why nothing is kept here, or None."""
+        """Begin to look after the store; why nothing is kept here, or None.
+
+        Raises:
+            SpecError: the directory cannot be used.
+        """
+        self._spoken = time.monotonic()
+        if self._error is not None:
+            raise self._error
         if not self._tasks:
             task = asyncio.get_running_loop().create_task(self._look_after())
             self._tasks.add(task)
@@ -78,7 +89,7 @@ class CacheOwner:
             self._hear(holder.client, holder.life)
             verdicts = await self._judge(holder, wants)
             left = give_up - time.monotonic()
-            if left <= 0 or any(verdict is not THEIRS for verdict in verdicts):
+            if left <= 0 or any(not isinstance(verdict, Theirs) for verdict in verdicts):
                 break
             async with self._changed:
                 try:
@@ -152,7 +163,7 @@ class CacheOwner:
             elif mine:
                 verdicts.append(Lead(want.joined_with(place)))
             else:
-                verdicts.append(THEIRS)
+                verdicts.append(Theirs())
         if needless:
             await self._settled(needless)
         return verdicts
@@ -174,7 +185,7 @@ class CacheOwner:
             record = await self._in_store(store.reader.read, want.key, verdict)
             if record is None:
                 await self._in_store(store.forget, [want.key])
-            answered.append(THEIRS if record is None else record)  # asked again, it is a miss
+            answered.append(Theirs() if record is None else record)  # asked again, it is a miss
         return answered
 
     async def _settled(self, keys: Sequence[bytes]) -> None:
@@ -195,4 +206,4 @@ class CacheOwner:
             if time.monotonic() - self._spoken > IDLE_S:
                 if self._store is not None:
                     await self._in_store(self._store.close)
-                ray.actor.exit_actor()
+                exit_actor()

@@ -1,7 +1,6 @@
 """What a cache's clients and its owners tell each other. Plain values; neither torch nor ray."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -34,10 +33,6 @@ def bitmap(found: "Place | CacheRecord") -> int:
     return to_bitmap(mask)
 
 
-THEIRS: Literal["theirs"] = "theirs"
-"""Another client computes it: ask again."""
-
-
 @dataclass(frozen=True, slots=True)
 class Want:
     """A record, and which of its positions are needed."""
@@ -61,7 +56,12 @@ class Lead:
     positions: int
 
 
-Verdict = Place | CacheRecord | Lead | Literal["theirs"]
+@dataclass(frozen=True, slots=True)
+class Theirs:
+    """Another client computes the record: ask again."""
+
+
+Verdict = Place | CacheRecord | Lead | Theirs
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orchestrator.data import Flat
 from orchestrator.errors import SpecError
 from orchestrator.signals.cache.keys import RANGE, record_keys
 from orchestrator.signals.cache.records import CacheRecord, RoleCard
@@ -39,9 +40,7 @@ class Question:
     name: str  # unique among the client's open questions
     role: str
     ask: SignalAsk
-    tokens: np.ndarray  # [M] int32, samples end to end
-    lengths: np.ndarray  # [S] int32
-    wanted: np.ndarray  # [M] bool
+    flat: Flat
 
     def request(self, tenant: str, fingerprint: str | None) -> Request:
         """The same, to a replica."""
@@ -50,9 +49,9 @@ class Question:
             self.role,
             tenant,
             self.ask,
-            self.tokens,
-            self.lengths,
-            self.wanted,
+            self.flat.tokens,
+            self.flat.lengths,
+            self.flat.wanted,
             fingerprint,
         )
 
@@ -68,10 +67,10 @@ class SourceCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """One record that a question needs: a range of a sample's positions."""
+class Piece:
+    """One record that is needed: a range of a sample's positions."""
 
-    sample: int  # index in the question
+    sample: int  # its place among those asked about
     start: int  # first position of the range
     want: Want
 
@@ -139,8 +138,12 @@ class SignalSource:
         if self.link is None and self.pool is not None:
             self.pool.submit(question.request(self._tenant, self._fingerprints.get(question.role)))
             return
+        flat = question.flat
         nbytes = answer_bytes(
-            question.ask, int(question.wanted.sum()), self.describe(question.role)
+            question.ask,
+            int(flat.wanted.sum()),
+            self.describe(question.role),
+            int(flat.lengths.max(initial=0)),
         )
         with self._lock:
             if question.name in self._open:
@@ -174,7 +177,7 @@ class SignalSource:
 
     def _answer(self, question: Question) -> Reply:
         assert self.link is not None  # without a cache the pool is asked directly
-        pieces = _pieces(question, self._fingerprints[question.role])
+        pieces = pieces_of(question.flat, self._fingerprints[question.role], question.ask)
         held: dict[bytes, CacheRecord] = {}
         open_wants = _distinct(pieces)
         forward_s, rounds = 0.0, 0
@@ -209,7 +212,7 @@ class SignalSource:
         )
 
     def _compute(
-        self, question: Question, pieces: Sequence[_Piece], leads: Sequence[Want], round_: int
+        self, question: Question, pieces: Sequence[Piece], leads: Sequence[Want], round_: int
     ) -> tuple[list[CacheRecord], float]:
         """Ask the pool for what this question leads, and hand it to the cache."""
         assert self.link is not None
@@ -249,21 +252,19 @@ class SignalSource:
         return self._cards[role]
 
 
-def _pieces(question: Question, fingerprint: str) -> list[_Piece]:
-    """The records a question needs, in the order of its samples. Content may repeat."""
-    starts = np.concatenate([[0], np.cumsum(question.lengths)])
-    found: list[_Piece] = []
-    for sample, start, key in record_keys(
-        fingerprint, question.tokens, question.lengths, question.ask
-    ):
+def pieces_of(flat: Flat, fingerprint: str, ask: SignalAsk) -> list[Piece]:
+    """The records that hold what is wanted of some samples, in their order. Keys may repeat."""
+    starts = np.concatenate([[0], np.cumsum(flat.lengths)])
+    pieces: list[Piece] = []
+    for sample, start, key in record_keys(fingerprint, flat.tokens, flat.lengths, ask):
         first = starts[sample] + start
-        wanted = question.wanted[first : min(first + RANGE, starts[sample + 1])]
+        wanted = flat.wanted[first : min(first + RANGE, starts[sample + 1])]
         if wanted.any():
-            found.append(_Piece(sample, start, Want(key, to_bitmap(wanted))))
-    return found
+            pieces.append(Piece(sample, start, Want(key, to_bitmap(wanted))))
+    return pieces
 
 
-def _distinct(pieces: Sequence[_Piece]) -> dict[bytes, Want]:
+def _distinct(pieces: Sequence[Piece]) -> dict[bytes, Want]:
     """One want for each key, with the positions of all pieces of equal content."""
     wants: dict[bytes, Want] = {}
     for piece in pieces:
@@ -278,23 +279,23 @@ _Place = tuple[bytes, int, np.ndarray]
 
 
 def _request(
-    question: Question, pieces: Sequence[_Piece], leads: Sequence[Want], tenant: str, round_: int
+    question: Question, pieces: Sequence[Piece], leads: Sequence[Want], tenant: str, round_: int
 ) -> tuple[Request, list[_Place]]:
     """The request for what is led, and what the rows of its answer are."""
-    starts = np.concatenate([[0], np.cumsum(question.lengths)])
+    starts = np.concatenate([[0], np.cumsum(question.flat.lengths)])
     positions = {want.key: want.positions for want in leads}
     first_use = {}
     for piece in pieces:
         if piece.want.key in positions:
             first_use.setdefault(piece.want.key, piece)
-    by_sample: dict[int, list[_Piece]] = {}
+    by_sample: dict[int, list[Piece]] = {}
     for piece in first_use.values():
         by_sample.setdefault(piece.sample, []).append(piece)
     tokens: list[np.ndarray] = []
     wanted: list[np.ndarray] = []
     places: list[_Place] = []
     for sample, of_sample in by_sample.items():
-        content = question.tokens[starts[sample] : starts[sample + 1]]
+        content = question.flat.tokens[starts[sample] : starts[sample + 1]]
         mask = np.zeros(len(content), bool)
         for piece in of_sample:
             rows = piece.start + from_bitmap(positions[piece.want.key])
@@ -324,7 +325,7 @@ def _records(reply: Reply, request: Request, places: Sequence[_Place]) -> Iterat
         begin = end
 
 
-def _rows(record: CacheRecord, piece: _Piece) -> dict[str, np.ndarray]:
+def _rows(record: CacheRecord, piece: Piece) -> dict[str, np.ndarray]:
     """The rows of a record that a piece wants; all of them without a copy."""
     wanted = piece.start + from_bitmap(piece.want.positions)
     if len(wanted) == len(record.positions):

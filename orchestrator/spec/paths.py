@@ -23,6 +23,8 @@ def absolute_paths(job: JobSpec) -> JobSpec:
             source["path"] = _absolute(source["path"])
         if source["kind"] == "dataset" and Path(source["name"]).expanduser().exists():
             source["name"] = _absolute(source["name"])
+    if raw["cache"]["path"] is not None:
+        raw["cache"]["path"] = _absolute(raw["cache"]["path"])
     if "://" not in raw["storage"]:
         raw["storage"] = _absolute(raw["storage"])
     return JobSpec.model_validate(raw)

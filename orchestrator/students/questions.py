@@ -11,7 +11,7 @@ from orchestrator.errors import SpecError
 from orchestrator.pool import PoolClient
 from orchestrator.pool.cache import CacheLink
 from orchestrator.pool.source import Question, SignalSource
-from orchestrator.signals.asks import exact_ask, training_ask
+from orchestrator.signals.asks import ask_of, exact_ask
 from orchestrator.signals.encodings import decode, head_from_record
 from orchestrator.signals.records import SignalAsk
 from orchestrator.spec.models import HiddenEncoding
@@ -35,9 +35,7 @@ class Questions:
 
     def ask(self, role: str, work: str, flat: Flat, ask: SignalAsk | None = None) -> str:
         """Ask about some samples; the question's name. `work` names them, unique on this rank."""
-        question = Question(
-            f"{work}/{role}", role, ask or self.asks[role], flat.tokens, flat.lengths, flat.wanted
-        )
+        question = Question(f"{work}/{role}", role, ask or self.asks[role], flat)
         self.source.submit(question)
         return question.name
 
@@ -118,7 +116,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
             )
     return Questions(
         source,
-        {role: training_ask(spec.roles[role]) for role in roles},
+        {role: ask_of(spec.roles[role].encoding) for role in roles},
         heads,
         vocabularies,
         sum(spec.roles[role].replicas for role in spec.used_roles) if pool else 0,

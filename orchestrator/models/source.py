@@ -1,0 +1,34 @@
+"""A model folder by its content: how a job without a pool knows whose signals it wants.
+
+A role's fingerprint needs the loaded model; this digest needs its files only. Labelling notes which
+fingerprint a digest had. Imports neither torch nor transformers.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from orchestrator.spec.models import RoleSpec
+
+from .folder import weight_files
+
+_NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "encoding", "max_queue", "path"}
+
+
+def source_digest(spec: RoleSpec) -> str | None:
+    """Hash of a model folder's configs and weights and of how they are loaded.
+
+    Reads the weights once. None for a role that is not a folder: what an import or a fresh
+    architecture gives is known only once it is loaded.
+    """
+    if spec.path is None:
+        return None
+    folder = Path(spec.path)
+    how = spec.model_dump(mode="json", by_alias=True, exclude=_NOT_OUTPUTS)
+    total = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
+    for file in sorted([*folder.glob("*.json"), *weight_files(folder)]):
+        with file.open("rb") as stream:
+            total.update(
+                f"\0{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode()
+            )
+    return total.hexdigest()

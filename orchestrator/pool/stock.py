@@ -1,0 +1,73 @@
+"""What a job without a pool needs to know: whose signals it wants, and whether all are there."""
+
+from orchestrator.data import prepare
+from orchestrator.errors import SpecError
+from orchestrator.models.source import source_digest
+from orchestrator.signals.cache.roles import read_role
+from orchestrator.signals.cache.sources import recall, remember
+from orchestrator.spec import JobSpec
+
+from .cache import Cache, CacheLink
+from .label import missing_samples, needed
+
+
+def note_sources(job: JobSpec, cache: Cache, fingerprints: dict[str, str]) -> None:
+    """After labelling: keep which fingerprint each role's folder has."""
+    for role in job.used_roles:
+        digest = source_digest(job.roles[role])
+        if digest is not None:
+            remember(cache.handle.path, digest, fingerprints[role])
+
+
+def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
+    """The fingerprints of a job's roles, without loading them.
+
+    Raises:
+        SpecError: a role is no folder, or its folder as it is now was never labelled.
+    """
+    found: dict[str, str] = {}
+    for role in job.used_roles:
+        digest = source_digest(job.roles[role])
+        if digest is None:
+            raise SpecError(
+                f"roles.{role}",
+                "is no model folder, so without a pool nobody can tell whose signals are wanted",
+                "Give it a path, or give the job a pool",
+            )
+        fingerprint = recall(cache.handle.path, digest)
+        if fingerprint is None or read_role(cache.handle.path, fingerprint) is None:
+            raise SpecError(
+                f"roles.{role}",
+                f"was never labelled as it is now, in {cache.handle.path}",
+                "Run `stillhouse label` on the job with a pool first",
+            )
+        found[role] = fingerprint
+    return found
+
+
+def check_stock(job: JobSpec, cache: Cache, tokenizer: str, data_folder: str) -> None:
+    """Refuse a job without a pool whose signals are not all in the cache.
+
+    Raises:
+        SpecError: with the number of samples that are missing.
+    """
+    fingerprints = known_fingerprints(job, cache)
+    data = prepare(job.data, tokenizer, data_folder)
+    heads: dict[str, bool] = {}
+    for role, fingerprint in fingerprints.items():
+        card = read_role(cache.handle.path, fingerprint)
+        heads[role] = card is not None and card.head is not None
+    cache.complaints()
+    link = CacheLink(cache.handle, "stock")
+    try:
+        for part in needed(job, data, heads):
+            missing = missing_samples(link, part, fingerprints[part.role])
+            if missing:
+                raise SpecError(
+                    "pool",
+                    f"is none, and the cache lacks what {part.role} says of {len(missing)} of "
+                    f"{len(part.samples)} samples ({part.ask.kind})",
+                    "Run `stillhouse label` on the job with a pool first",
+                )
+    finally:
+        link.close()
