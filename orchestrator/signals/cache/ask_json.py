@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.signals.records import SignalAsk
 
 _KINDS: dict[str, type[Any]] = {
-    next(field.default for field in dataclasses.fields(cls) if field.name == "kind"): cls
+    str(next(field.default for field in dataclasses.fields(cls) if field.name == "kind")): cls
     for cls in typing.get_args(SignalAsk)
 }
 

@@ -118,7 +118,7 @@ def holds(bitmap: bytes, other: bytes) -> bool:
     return int.from_bytes(other, "little") & ~int.from_bytes(bitmap, "little") == 0
 
 
-def checksum(key: bytes, place: Place, payload: bytes | memoryview | np.ndarray) -> bytes:
+def checksum(key: bytes, place: Place, payload: bytes | memoryview) -> bytes:
     """XXH3-128 over the key, everything of the place but where it is, and the payload.
 
     The payload and the texts are hashed first and their digests taken in.

@@ -4,6 +4,7 @@ format            text: which format the rest has
 lock              held by the writer; says who that is
 segments/*.arrow  the records
 roles/*.arrow     role cards
+sources/          see `sources`
 index.sqlite*     where each record lies; made anew from the segments when it is lost
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from orchestrator.errors import CacheBusy, SpecError
 
 from .segments import TEMPORARY, sequence_of
+from .sources import FOLDER as SOURCES
 
 SEGMENTS, ROLES, INDEX, FORMAT, LOCK = "segments", "roles", "index.sqlite", "format", "lock"
 VERSION = "stillhouse signals 1"
@@ -27,31 +29,30 @@ def make(path: Path) -> None:
         SpecError: it cannot be made, has another version, or belongs to something else.
     """
     try:
-        for name in (SEGMENTS, ROLES):
-            (path / name).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         if not (path / FORMAT).exists():
             _refuse_foreign(path)
             temporary = path / f"{TEMPORARY}{os.getpid()}"
             temporary.write_text(VERSION + "\n")
             os.replace(temporary, path / FORMAT)
+        check(path)
+        for name in (SEGMENTS, ROLES):
+            (path / name).mkdir(exist_ok=True)
     except OSError as error:
         raise SpecError(
             str(path), f"cannot be made a signal cache: {error}", "Give another folder"
         ) from error
-    check(path)
 
 
 def _refuse_foreign(path: Path) -> None:
     """A folder of something else, or a cache that lost its version, is left alone."""
-    known = {SEGMENTS, ROLES, LOCK}
+    known = {SEGMENTS, ROLES, LOCK, SOURCES}
     foreign = [
         each.name
         for each in path.iterdir()
         if each.name not in known and not each.name.startswith(TEMPORARY)
     ]
-    foreign += [
-        each.name for each in (path / SEGMENTS).iterdir() if sequence_of(each.name) is not None
-    ]
+    foreign += [each.name for each in (path / SEGMENTS).glob("*.arrow")]
     if foreign:
         raise SpecError(
             str(path),

@@ -24,7 +24,12 @@ CREATE TABLE forms (id INTEGER PRIMARY KEY, fingerprint TEXT NOT NULL, ask TEXT 
 CREATE TABLE records (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, segment INTEGER NOT NULL,
                       offset INTEGER NOT NULL, length INTEGER NOT NULL, positions BLOB NOT NULL,
                       start INTEGER NOT NULL, tokens INTEGER NOT NULL, form INTEGER NOT NULL,
-                      checksum BLOB NOT NULL);
+                      checksum BLOB NOT NULL,
+                      CHECK (typeof(key) = 'blob' AND typeof(segment) = 'integer'
+                             AND typeof(offset) = 'integer' AND typeof(length) = 'integer'
+                             AND typeof(positions) = 'blob' AND typeof(start) = 'integer'
+                             AND typeof(tokens) = 'integer' AND typeof(form) = 'integer'
+                             AND typeof(checksum) = 'blob'));
 CREATE INDEX records_of_segment ON records (segment);
 """
 _FIND = """SELECT segment, offset, length, positions, start, tokens, form, checksum
@@ -128,6 +133,8 @@ class Index:
                 places.append(None)
                 continue
             segment, offset, length, positions, start, tokens, form, checksum = rows[0]
+            if segment not in self._names or form not in self._forms:
+                raise Damaged(f"record {key.hex()} leads nowhere")
             places.append(
                 Place(
                     self._names[segment],
@@ -144,7 +151,9 @@ class Index:
 
     def add_segment(self, name: str, size: int, used: int, rows: Rows) -> None:
         """Record a published segment. Of rows with one key, and over earlier segments, the last
-        one counts."""
+        one counts. A segment that is known is left as it is."""
+        if name in self._ids:
+            return
         new_forms = {
             _Form(place.fingerprint, place.ask, place.layout): 0 for _, place in rows
         }.keys() - self._form_ids.keys()
@@ -188,7 +197,9 @@ class Index:
 
     def drop_segment(self, name: str) -> int:
         """Forget a segment and the records that lie in it; how many those were."""
-        id_ = self._ids[name]
+        id_ = self._ids.get(name)
+        if id_ is None:
+            return 0
         with self._writing():
             records = self._db.execute("DELETE FROM records WHERE segment = ?", (id_,)).rowcount
             self._db.execute("DELETE FROM segments WHERE id = ?", (id_,))

@@ -80,13 +80,13 @@ def _hashed(
         raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}, int32 [M] is needed")
     if int(lengths.sum()) != len(tokens):
         raise ValueError(f"lengths add up to {int(lengths.sum())}, and tokens are {len(tokens)}")
-    content = memoryview(np.ascontiguousarray(tokens, "<i4")).cast("B")
+    content = np.ascontiguousarray(tokens, "<i4").view(np.uint8)
     end = 0
     for length in lengths.tolist():
         begin, end = end, end + length
         sample = prefix.copy()
         sample.update(struct.pack("<q", length))
-        sample.update(content[begin * 4 : end * 4])
+        sample.update(content[begin * 4 : end * 4].data)
         yield sample
 
 

@@ -79,9 +79,9 @@ class Pending:
             layout,
             b"",
         )
-        place = place._replace(checksum=checksum(record.key, place, payload))
+        place = place._replace(checksum=checksum(record.key, place, payload.data))
         self.rows.append((record.key, place))
-        view = unchecked(record.key, place, memoryview(payload).toreadonly())
+        view = unchecked(record.key, place, payload.data.toreadonly())
         self._latest[record.key] = (place, view)
 
 

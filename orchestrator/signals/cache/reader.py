@@ -98,9 +98,12 @@ class _File:
     def __init__(self, path: Path) -> None:
         self._handle = -1
         self._handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._size = os.fstat(self._handle).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Bytes from `offset`; fewer where the file ends."""
+        """Bytes from `offset`; fewer where the file ends, none where it ended when opened."""
+        if offset + length > self._size:
+            return b""
         data = os.pread(self._handle, length, offset)
         while len(data) < length:  # Linux reads at most 2 GiB at once
             more = os.pread(self._handle, length - len(data), offset + len(data))

@@ -53,7 +53,7 @@ def write_role(path: Path, card: RoleCard) -> None:
     pack(columns, arrays, payload)
     texts = [json.dumps(dataclasses.asdict(card.description)), _numbers(head), layout_text(arrays)]
     row: list[Any] = [pa.array([text]) for text in texts]
-    row.append(pa.array([_checksum(texts, payload)], pa.binary(16)))
+    row.append(pa.array([_checksum(texts, payload.data)], pa.binary(16)))
     offsets = pa.py_buffer(np.array([0, len(payload)], np.int64))
     row.append(pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, pa.py_buffer(payload)]))
     final = role_file(path, card.fingerprint)
@@ -75,19 +75,31 @@ def read_role(path: str | Path, fingerprint: str) -> RoleCard | None:
     """
     file = role_file(Path(path), fingerprint)
     try:
-        data = file.read_bytes()
+        card = load_card(file)
     except FileNotFoundError:
         return None
-    try:
-        card = _card(data)
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         log.warning("the card of role %s is damaged (%s): %s", fingerprint, file.name, error)
         return None
     return card if card.fingerprint == fingerprint else None
 
 
+def load_card(file: Path) -> RoleCard:
+    """The card in a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not what was put.
+    """
+    data = file.read_bytes()
+    try:
+        return _card(data)
+    except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+
+
 def _card(data: bytes) -> RoleCard:
-    """Raises ValueError and what pyarrow raises if the bytes are not a card."""
+    """Raises what `load_card` translates."""
     reader = pa.ipc.open_file(pa.BufferReader(data))
     if not reader.schema.equals(SCHEMA) or reader.num_record_batches != 1:
         raise ValueError("its columns are not those of a role card")
@@ -127,7 +139,7 @@ def _numbers(head: HeadRecord | None) -> str:
     )
 
 
-def _checksum(texts: list[str], payload: np.ndarray | memoryview) -> bytes:
+def _checksum(texts: list[str], payload: memoryview) -> bytes:
     encoded = [text.encode() for text in texts]
     sizes = struct.pack(f"<{len(encoded)}q", *map(len, encoded))
     return xxhash.xxh3_128_digest(b"".join([sizes, *encoded, xxhash.xxh3_128_digest(payload)]))

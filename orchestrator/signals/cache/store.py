@@ -9,41 +9,28 @@ disk that is full, or a limit that is reached, costs the caching and never the t
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Self
 
 from orchestrator.errors import SpecError, StillhouseError
 
 from . import folder
-from . import index as index_file
+from .catalogue import Catalogue
 from .codec import bitmap_of, holds
-from .index import Damaged, Index
 from .pending import Pending, packed_bytes
 from .reader import Reader
 from .records import CacheRecord, Place, RoleCard, check_record
 from .roles import read_role, role_file, write_role
-from .segments import (
-    Rows,
-    Scan,
-    most_bytes,
-    new_name,
-    publish,
-    scan_segment,
-    sequence_of,
-    write_segment,
-)
+from .segments import Scan, most_bytes, publish, scan_segment, write_segment
 from .stats import CacheStats, Tally
 
 log = logging.getLogger(__name__)
 
 SEGMENT_BYTES = 32 << 20
-KEPT_SHARE = 0.9
-"""Of the limit: what eviction leaves."""
 
 Found = Place | CacheRecord
-T = TypeVar("T")
 
 
 class Store:
@@ -53,19 +40,16 @@ class Store:
         self.path = path
         self.reader = Reader(path)
         self._directory_lock, self._max_bytes, self._segment_bytes = lock, max_bytes, segment_bytes
-        self._writing = threading.RLock()  # held by who puts or prunes; taken before `_state`
-        self._state = threading.RLock()  # held for short looks and changes; never while waiting
-        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="cache-publisher")
-        self._landing: Future[None] | None = None
-        self._pending: Pending | None = None
-        self._sealed: Pending | None = None  # being published
-        self._touched: dict[str, int] = {}
+        self._writing = threading.RLock()  # who puts or prunes; taken before `_state`
+        self._state = threading.RLock()  # short looks and changes; never held while waiting
         self._tally = Tally()
         self._complained = False
-        self._index = self._opened_index()
-        self._tick = max((entry.used for entry in self._index.segments().values()), default=0) + 1
-        self._reconcile()
-        self._sequence = max(map(_sequence, folder.segment_sizes(path)), default=0)
+        self._catalogue = Catalogue(path, self._tally)
+        self._catalogue.make_room(0, max_bytes)
+        self._pending: Pending | None = None
+        self._sealed: Pending | None = None  # being published
+        self._landing: Future[None] | None = None
+        self._publisher = ThreadPoolExecutor(1, thread_name_prefix="cache-publisher")
 
     @classmethod
     def open(cls, path: str | Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> Self:
@@ -77,7 +61,7 @@ class Store:
 
         Raises:
             CacheBusy: another process writes to it.
-            SpecError: it has another format version, belongs to something else, or the disk is
+            SpecError: it has another format version, belongs to something else, or its disk is
                 too full to open it.
         """
         place = Path(path)
@@ -112,11 +96,11 @@ class Store:
         """
         with self._state:
             found: list[Found | None] = [self._in_memory(key) for key in keys]
-            open_ = [index for index, each in enumerate(found) if each is None]
-            places = self._asked(lambda index: index.find([keys[i] for i in open_]))
-            for i, place in zip(open_, places, strict=True):
-                found[i] = place
-            self.touch({place.segment for place in places if place is not None})
+            missing = [index for index, each in enumerate(found) if each is None]
+            places = self._catalogue.find([keys[index] for index in missing])
+            for index, place in zip(missing, places, strict=True):
+                found[index] = place
+            self._catalogue.touch({place.segment for place in places if place is not None})
             hits = sum(each is not None for each in found)
             self._tally.hits += hits
             self._tally.misses += len(found) - hits
@@ -125,8 +109,7 @@ class Store:
     def touch(self, segments: Iterable[str]) -> None:
         """These segments were used: others are evicted before them."""
         with self._state:
-            self._tick += 1
-            self._touched.update(dict.fromkeys(segments, self._tick))
+            self._catalogue.touch(segments)
 
     def put(self, records: Sequence[CacheRecord]) -> None:
         """Keep records. One whose positions are all there already, under its key, is ignored;
@@ -145,14 +128,13 @@ class Store:
     def forget(self, keys: Sequence[bytes]) -> None:
         """A reader could not read these. What this process cannot read either is dropped."""
         with self._writing, self._state:
-            places = self._asked(lambda index: index.find(keys))
-            for key, place in zip(keys, places, strict=True):
+            for key, place in zip(keys, self._catalogue.find(keys), strict=True):
                 if place is None or self.reader.read(key, place) is not None:
                     continue
                 self._tally.corrupt += 1
                 log.warning("record %s of segment %s is lost", key.hex(), place.segment)
                 try:
-                    self._asked(lambda index, key=key: index.drop_record(key))
+                    self._catalogue.drop_record(key)
                 except OSError as error:
                     self._complain(error)
 
@@ -162,9 +144,8 @@ class Store:
             self._seal()
             self._landed()
             with self._state:
-                used, self._touched = self._touched, {}
                 try:
-                    self._asked(lambda index: index.use(used))
+                    self._catalogue.save_uses()
                 except OSError as error:
                     self._complain(error)
 
@@ -175,19 +156,18 @@ class Store:
                 self.flush()
             finally:
                 self._publisher.shutdown()
-                self._index.close()
+                self._catalogue.close()
                 self.reader.close()
                 self._directory_lock.release()
 
     def stats(self) -> CacheStats:
         """Counts."""
         with self._state:
-            segments = self._asked(Index.segments)
             waiting = [each for each in (self._pending, self._sealed) if each is not None]
             return CacheStats(
-                records=self._asked(Index.records),
-                bytes=sum(entry.bytes for entry in segments.values()),
-                segments=len(segments),
+                records=self._catalogue.records(),
+                bytes=self._catalogue.nbytes(),
+                segments=len(self._catalogue.segments()),
                 pending_records=sum(each.keys for each in waiting),
                 pending_bytes=sum(len(each.payload) for each in waiting),
                 **dataclasses.asdict(self._tally),
@@ -206,10 +186,14 @@ class Store:
             try:
                 write_role(self.path, card)
             except OSError as error:
-                self._tally.write_failures += 1
-                self._complain(error)
+                self._failed(0, error)
 
     # --- for whoever looks after the directory ---------------------------------------------------
+
+    def room(self) -> int:
+        """Bytes left below the limit."""
+        with self._state:
+            return self._max_bytes - self._catalogue.nbytes()
 
     def adopt(self, file: Path, scan: Scan) -> int:
         """Take a file in the segments folder, under a temporary name, for a segment of this cache.
@@ -218,24 +202,20 @@ class Store:
             scan: of the file.
 
         Returns:
-            How many of its records are new here; with none the file is removed.
+            How many of its records are news here; with none the file is removed.
 
         Raises:
             OSError: the disk is full; the file is removed.
         """
         with self._writing:
-            self._landed()
+            self.flush()
             with self._state:
                 try:
-                    if not self._improving(scan.rows):
+                    if not self._catalogue.news(scan.rows):
                         return 0
-                    name = new_name(self._next_sequence())
+                    name = self._catalogue.new_name()
                     publish(file, file.with_name(name))
-                    try:
-                        return self._enter(name, scan)
-                    except OSError:
-                        file.with_name(name).unlink()
-                        raise
+                    return self._catalogue.enter(name, scan)
                 finally:
                     file.unlink(missing_ok=True)
 
@@ -244,13 +224,14 @@ class Store:
         with self._writing:
             self.flush()
             with self._state:
-                self._evict_to(max_bytes)
+                self._catalogue.evict_to(max_bytes)
 
     def prune_all(self) -> None:
         """Remove every segment and every role card."""
-        self.prune_to(0)
-        for file in (self.path / folder.ROLES).glob("*.arrow"):
-            file.unlink()
+        with self._writing:
+            self.prune_to(0)
+            for file in (self.path / folder.ROLES).glob("*.arrow"):
+                file.unlink()
 
     def prune_role(self, fingerprint: str) -> int:
         """Remove a role's records and card; other roles' records move to new segments.
@@ -259,39 +240,54 @@ class Store:
             Records removed.
 
         Raises:
-            StillhouseError: there is no room to move what stays. Nothing is lost then.
+            StillhouseError: there is no room to move what stays. Nothing of that is lost then.
         """
-        removed = 0
         with self._writing:
             self.flush()
-            for name in folder.segment_sizes(self.path):
-                removed += self._without_role(name, fingerprint)
+            removed = sum(
+                self._without_role(name, fingerprint) for name in self._catalogue.segments()
+            )
             role_file(self.path, fingerprint).unlink(missing_ok=True)
         return removed
 
-    def room(self) -> int:
-        """Bytes left below the limit."""
+    def _without_role(self, name: str, fingerprint: str) -> int:
+        """Replace a segment by one without a role's records; how many of those were live."""
+        rows = scan_segment(self.path / folder.SEGMENTS / name).rows
+        if all(place.fingerprint != fingerprint for _, place in rows):
+            return 0
+        removed, failures = 0, self._tally.write_failures
+        for (key, place), live in zip(rows, self._catalogue.live(rows), strict=True):
+            if live and place.fingerprint == fingerprint:
+                removed += 1
+            elif live and (record := self.reader.read(key, place)) is not None:
+                self._append(record)
+        self.flush()
+        if self._tally.write_failures > failures:
+            raise StillhouseError(
+                f"{self.path}: no room to move the records of other roles out of segment {name}; "
+                "free space, or prune to a size or everything"
+            )
         with self._state:
-            return self._max_bytes - self._bytes()
+            self._catalogue.remove(name)
+        return removed
 
     # --- records on their way in -----------------------------------------------------------------
 
     def _in_memory(self, key: bytes) -> CacheRecord | None:
         for batch in (self._pending, self._sealed):
-            found = batch.get(key) if batch is not None else None
-            if found is not None:
+            if batch is not None and (found := batch.get(key)) is not None:
                 return found
         return None
 
     def _known(self, record: CacheRecord) -> bool:
         """Whether every position of the record is there already."""
         with self._state:
-            for batch in (self._pending, self._sealed):
-                positions = batch.positions(record.key) if batch is not None else None
-                if positions is not None:
-                    break
-            else:
-                (place,) = self._asked(lambda index: index.find([record.key]))
+            positions = None
+            for batch in (self._sealed, self._pending):
+                if batch is not None:
+                    positions = batch.positions(record.key) or positions
+            if positions is None:
+                (place,) = self._catalogue.find([record.key])
                 positions = None if place is None else place.positions
         return positions is not None and holds(positions, bitmap_of(record.positions, record.start))
 
@@ -304,13 +300,12 @@ class Store:
             self._pending.add(record)
 
     def _seal(self) -> None:
-        """Hand what is in memory to the publisher; waits for the segment before."""
+        """Hand what is in memory to the publisher, once it is done with the segment before."""
         self._landed()
         with self._state:
-            sealed, self._pending = self._pending, None
-            self._sealed = sealed
-        if sealed is not None:
-            self._landing = self._publisher.submit(self._land, sealed)
+            self._sealed, self._pending = self._pending, None
+        if self._sealed is not None:
+            self._landing = self._publisher.submit(self._land, self._sealed)
 
     def _landed(self) -> None:
         """Wait until nothing is being published."""
@@ -321,20 +316,18 @@ class Store:
     def _land(self, sealed: Pending) -> None:
         """Publish a segment. Runs on the publisher's thread."""
         try:
-            self._write(sealed)
+            self._publish(sealed)
         except OSError as error:
-            with self._state:
-                self._tally.write_failures += 1
-                self._tally.dropped += sealed.keys
-                self._complain(error)
+            self._failed(sealed.keys, error)
         finally:
             with self._state:
                 self._sealed = None
 
-    def _write(self, sealed: Pending) -> None:
+    def _publish(self, sealed: Pending) -> None:
         with self._state:
-            self._make_room(most_bytes(sealed.rows, len(sealed.payload)))
-            name = new_name(self._next_sequence())
+            wanted = most_bytes(sealed.rows, len(sealed.payload))
+            self._catalogue.make_room(wanted, self._max_bytes)
+            name = self._catalogue.new_name()
         segments = self.path / folder.SEGMENTS
         begin = write_segment(segments, name, sealed.rows, sealed.payload)
         rows = [
@@ -342,16 +335,15 @@ class Store:
             for key, place in sealed.rows
         ]
         with self._state:
-            size = (segments / name).stat().st_size
-            try:
-                self._tick += 1
-                self._asked(lambda index: index.add_segment(name, size, self._tick, rows))
-            except OSError:
-                (segments / name).unlink()
-                raise
-            self._sealed = None  # in one step with the index, so that no look finds neither
+            self._tally.written_bytes += self._catalogue.add(name, rows)
             self._tally.written_records += sealed.keys
-            self._tally.written_bytes += size
+            self._sealed = None  # in one step with the index, so that no look finds neither
+
+    def _failed(self, dropped: int, error: OSError) -> None:
+        with self._state:
+            self._tally.write_failures += 1
+            self._tally.dropped += dropped
+            self._complain(error)
 
     def _complain(self, error: OSError) -> None:
         if not self._complained:
@@ -359,142 +351,3 @@ class Store:
             log.warning(
                 "the signal cache %s cannot be written, and goes on without: %s", self.path, error
             )
-
-    # --- segments --------------------------------------------------------------------------------
-
-    def _next_sequence(self) -> int:
-        self._sequence += 1
-        return self._sequence
-
-    def _bytes(self) -> int:
-        return sum(entry.bytes for entry in self._asked(Index.segments).values())
-
-    def _make_room(self, wanted: int) -> None:
-        """Evict until `wanted` more bytes fit.
-
-        Raises:
-            OSError: they never will.
-        """
-        if wanted > self._max_bytes:
-            raise OSError(f"a segment of {wanted} bytes is beyond the limit of {self._max_bytes}")
-        if self._bytes() + wanted > self._max_bytes:
-            self._evict_to(max(0, int(self._max_bytes * KEPT_SHARE) - wanted))
-
-    def _evict_to(self, limit: int) -> None:
-        segments = self._asked(Index.segments)
-        total = sum(entry.bytes for entry in segments.values())
-        by_use = sorted(
-            segments, key=lambda name: max(segments[name].used, self._touched.get(name, 0))
-        )
-        for name in by_use:
-            if total <= limit:
-                return
-            total -= segments[name].bytes
-            self._drop_segment(name, segments[name].bytes)
-
-    def _drop_segment(self, name: str, size: int) -> None:
-        # The file first: on a full disk the index needs the room to write that it is gone.
-        (self.path / folder.SEGMENTS / name).unlink(missing_ok=True)
-        self._tally.evicted_records += self._asked(lambda index: index.drop_segment(name))
-        self._tally.evicted_segments += 1
-        self._tally.evicted_bytes += size
-        self._touched.pop(name, None)
-
-    def _without_role(self, name: str, fingerprint: str) -> int:
-        """Replace a segment by one without a role's records; how many of those were live."""
-        scan = scan_segment(self.path / folder.SEGMENTS / name)
-        if all(place.fingerprint != fingerprint for _, place in scan.rows):
-            return 0
-        removed = 0
-        for (key, place), live in zip(scan.rows, self._live(scan.rows), strict=True):
-            if live and place.fingerprint == fingerprint:
-                removed += 1
-            elif live:
-                record = self.reader.read(key, place)
-                if record is not None:
-                    self._append(record)
-        failures = self._tally.write_failures
-        self._seal()
-        self._landed()
-        if self._tally.write_failures > failures:
-            raise StillhouseError(
-                f"{self.path}: no room to move the records of other roles out of segment {name}; "
-                "free space, or prune to a size or everything"
-            )
-        with self._state:
-            (self.path / folder.SEGMENTS / name).unlink(missing_ok=True)
-            self._asked(lambda index: index.drop_segment(name))
-        return removed
-
-    def _live(self, rows: Rows) -> list[bool]:
-        """Whether each row is the one that its key leads to."""
-        with self._state:
-            places = self._asked(lambda index: index.find([key for key, _ in rows]))
-        return [found == place for found, (_, place) in zip(places, rows, strict=True)]
-
-    # --- the index -------------------------------------------------------------------------------
-
-    def _asked(self, call: Callable[[Index], T]) -> T:
-        """An answer of the index, made anew if it is found damaged."""
-        try:
-            return call(self._index)
-        except Damaged as error:
-            log.warning("the index of %s is damaged and made anew: %s", self.path, error)
-            self._index.close()
-            index_file.remove(self.path / folder.INDEX)
-            self._index = Index(self.path / folder.INDEX)
-            self._reconcile()
-            return call(self._index)
-
-    def _opened_index(self) -> Index:
-        try:
-            return Index(self.path / folder.INDEX)
-        except Damaged as error:
-            log.warning("the index of %s is made anew: %s", self.path, error)
-            index_file.remove(self.path / folder.INDEX)
-            return Index(self.path / folder.INDEX)
-
-    def _reconcile(self) -> None:
-        """Bring the index in line with the segments on disk."""
-        on_disk = folder.segment_sizes(self.path)
-        known = self._index.segments()
-        for name, entry in known.items():
-            if on_disk.get(name) != entry.bytes:
-                log.warning("segment %s is gone or has another size", name)
-                self._index.drop_segment(name)
-        known = self._index.segments()
-        for name in on_disk:
-            if name not in known:
-                self._enter(name, scan_segment(self.path / folder.SEGMENTS / name))
-
-    def _enter(self, name: str, scan: Scan) -> int:
-        """Index a segment's sound records; how many of them are news."""
-        size = (self.path / folder.SEGMENTS / name).stat().st_size
-        if scan.unreadable is not None:
-            log.warning("segment %s is unreadable: %s", name, scan.unreadable)
-            self._tally.unreadable_segments += 1
-        for key in scan.damaged:
-            log.warning("record %s of segment %s is damaged", key.hex(), name)
-        self._tally.corrupt += len(scan.damaged)
-        rows = [(key, place._replace(segment=name)) for key, place in self._improving(scan.rows)]
-        self._tick += 1
-        self._index.add_segment(name, size, self._tick, rows)
-        return len({key for key, _ in rows})
-
-    def _improving(self, rows: Rows) -> Rows:
-        """The rows that hold positions which the index, and the rows before, lack."""
-        held: dict[bytes, bytes] = {}
-        places = self._index.find([key for key, _ in rows])
-        for (key, _), place in zip(rows, places, strict=True):
-            if place is not None:
-                held[key] = place.positions
-        news: list[Any] = []
-        for key, place in rows:
-            if key not in held or not holds(held[key], place.positions):
-                held[key] = place.positions
-                news.append((key, place))
-        return news
-
-
-def _sequence(name: str) -> int:
-    return sequence_of(name) or 0
