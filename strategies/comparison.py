@@ -1,263 +1,324 @@
-"""All vocabulary terms on one chunk: each temperature's softmax once, each teacher's once.
+"""All vocabulary terms on a few positions: each temperature's softmax once, each teacher's once.
 
-Adds to the totals and to the gradient by the student's logits; in place, in reused buffers.
+`compare` takes logits and returns the gradient by them; it writes the value of every position,
+plain of weights and scales, into the pass's `values`. It keeps nothing of [b, V] alive, so that
+callers who pass few rows at a time have all of it in a fast cache, and a compiler may fuse it.
 
-C positions of a chunk, V the student's vocabulary, K kept entries, M = V or K + 1 outcomes.
+b rows, N positions of the whole pass, V the student's vocabulary, K kept entries, S draws,
+M = V or K + 1 outcomes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from . import kernels
-from .contract import TopKSignal
-from .heads import Workspace
-from .kernels import Gradient
-from .sparse import ABSENT, coarse_teacher, removal, split_ids
-from .teachers import TeacherReader
+from .kernels import Answer, Pair
+from .softening import Softened, conditioned, soften
+from .sparse import ABSENT, removal
+from .teachers import CoarseReader, DenseReader, DrawReader, Reader
+
+SMALLEST_MASS = 1e-30
+"""Below this the student's bucket is summed again, relative to its own largest entry."""
+
+Kind = Literal[
+    "cross_entropy",
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "total_variation",
+    "alpha_beta",
+]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Part:
     """One vocabulary term with the numbers of this step. Fields that a kind lacks are unused."""
 
-    kind: Literal["cross_entropy", "forward_kl", "reverse_kl", "jensen_shannon"]
+    kind: Kind
     scale: float = 1.0
     """What the term's sum is multiplied by in the loss; 0: reported, but without a gradient."""
     role: str | None = None
-    temperature: float = 1.0
+    temperature: float | Tensor = 1.0
+    """Of all positions, or [N]; above 0."""
     beta: float = 0.5
     label_smoothing: float = 0.0
+    skew: float = 0.1
+    alpha: float = 0.5
+    position_weight: Tensor | None = None
+    """[N]: what each position's value counts in the sum; None: 1."""
 
     @property
-    def factor(self) -> float:
-        """scale * T^2 for the value, by T for a = logits / T."""
-        return self.scale * self.temperature
+    def needs_support(self) -> bool:
+        """Whether the value is infinite where the teacher has probability 0 and the student not.
+
+        Such a term compares the student conditioned on the entries that the teacher has.
+        """
+        if self.kind == "alpha_beta":
+            return self.alpha <= 0 or self.alpha + self.beta <= 0
+        return self.kind == "reverse_kl"
+
+    def value_factor(self) -> float | Tensor:
+        """What a position's value counts in the term's sum: a number, or [N].
+
+        Weight times T^2, which keeps gradients of one size across temperatures; total variation,
+        whose value falls as 1 / T only, gets T.
+        """
+        power = self.temperature if self.kind == "total_variation" else self.temperature**2
+        return power if self.position_weight is None else power * self.position_weight
+
+    def pull_factor(self) -> float | Tensor:
+        """What a position's pull counts in the loss's derivative by logits: a number, or [N]."""
+        return self.scale * (self.value_factor() / self.temperature)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What one pass compares, and where the values go."""
+
+    parts: Sequence[Part]
+    targets: Tensor  # [N] int64
+    readers: Mapping[str, Reader]
+    values: Tensor  # [parts, N], filled in
+    with_gradient: bool
+
+
+def compare(
+    whole: Comparison, rows: slice, logits: Tensor, theirs: Mapping[str, Tensor]
+) -> Tensor | None:
+    """Write the values of `rows`; the gradient of the scaled sum by their logits, if wanted.
+
+    Args:
+        whole: the pass.
+        rows: which of the N positions these are.
+        logits: [b, V], the student's; left as they are.
+        theirs: by role, [b, V] logits of those with a dense reader.
+    """
+    gradient: Tensor | None = None
+    for temperature, here in _by_temperature(whole.parts):
+        here_gradient = _compare_at(whole, here, _column(temperature, rows), rows, logits, theirs)
+        gradient = here_gradient if gradient is None else gradient.add_(here_gradient)
+    return gradient if whole.with_gradient else None
 
 
 Numbered = Sequence[tuple[int, Part]]
-"""Parts with their place in the totals."""
+"""Parts with their place in the values."""
 
 
-def compare_chunk(
-    logits: Tensor,
-    targets: Tensor,
-    rows: slice,
-    teachers: Mapping[str, TeacherReader],
-    parts: Sequence[Part],
-    work: Workspace,
-    gradient: Gradient | None,
-    totals: Tensor,
-) -> None:
-    """Add the chunk's sums to `totals` [parts] and its gradient by logits to `gradient`.
-
-    Args:
-        logits: [C, V], the student's; left as they are.
-        targets: [C] int64.
-        rows: which positions of the signals the chunk covers.
-        teachers: by role.
-        parts: the terms.
-        work: buffers; every name but "student" and "gradient" is free for use here.
-        gradient: None if nobody wants it.
-        totals: [parts] float64.
-    """
-    teacher_logits: dict[str, Tensor] = {}
-    for temperature in dict.fromkeys(part.temperature for part in parts):
-        here = [(i, part) for i, part in enumerate(parts) if part.temperature == temperature]
-        dense = []
-        for role in dict.fromkeys(part.role for _, part in here):
-            of_role = [pair for pair in here if pair[1].role == role]
-            signal = teachers[role].topk if role is not None else None
-            if signal is None:
-                dense += of_role
-            else:
-                compare_coarse(logits, signal, rows, of_role, work, gradient, totals)
-            if role is not None and signal is None and role not in teacher_logits:
-                buffer = work.take(f"teacher {role}", *logits.shape)
-                teacher_logits[role] = teachers[role].logits(rows, buffer)
-        if dense:
-            compare_dense(logits, targets, teachers, teacher_logits, dense, work, gradient, totals)
+def _by_temperature(parts: Sequence[Part]) -> list[tuple[float | Tensor, Numbered]]:
+    """Parts of equal temperature together; tensors are equal if they are the same one."""
+    groups: dict[float | int, tuple[float | Tensor, list[tuple[int, Part]]]] = {}
+    for index, part in enumerate(parts):
+        temperature = part.temperature
+        key = id(temperature) if isinstance(temperature, Tensor) else temperature
+        groups.setdefault(key, (temperature, []))[1].append((index, part))
+    return list(groups.values())
 
 
-def compare_dense(
-    logits: Tensor,
-    targets: Tensor,
-    teachers: Mapping[str, TeacherReader],
-    teacher_logits: Mapping[str, Tensor],
-    parts: Numbered,
-    work: Workspace,
-    gradient: Gradient | None,
-    totals: Tensor,
-) -> None:
-    """Parts of one temperature that see the whole vocabulary."""
+def _column(number: float | Tensor, rows: slice) -> float | Tensor:
+    return number[rows].unsqueeze(1) if isinstance(number, Tensor) else number
 
-    def take(name: str) -> Tensor:
-        return work.take(name, *logits.shape)
 
-    temperature = parts[0][1].temperature
-    log_q = _log_softmax(logits, temperature, take("student log"), take("scratch"))
-    labels = [pair for pair in parts if pair[1].role is None]
-    log_ps: dict[str, Tensor] = {}
-    shared: list[tuple[int, Part]] = []
-    for index, part in parts:
-        if part.role is None:
-            continue
-        if part.role not in log_ps:
-            log_ps[part.role] = _log_softmax(
-                teacher_logits[part.role], temperature, take(f"ratio {part.role}"), take("scratch")
-            )
-        width = teachers[part.role].width
-        if part.kind == "reverse_kl" and width < logits.shape[1]:
-            log_p = log_ps[part.role][:, :width]
-            _reverse_kl_on_shared(log_q[:, :width], log_p, index, part, gradient, totals)
+class _Pull:
+    """The sum of many pulls on one student's logarithms, dense ones and those at a few ids."""
+
+    def __init__(self, q: Tensor) -> None:
+        self._q = q
+        self._dense: Tensor | None = None
+        self._everywhere: list[float | Tensor] = []
+        self._at: list[tuple[Tensor, Tensor]] = []
+
+    def add(self, pull: Tensor, factor: float | Tensor) -> None:
+        """+= factor * pull; both broadcast to [b, V]."""
+        if self._dense is None:
+            self._dense = pull * factor
+        elif isinstance(factor, Tensor):
+            self._dense.addcmul_(pull, factor)
         else:
-            shared.append((index, part))
-    _label_values(log_q, targets, labels, totals)
-    share_of_q = sum(part.factor for _, part in labels)
-    holes = any(teachers[role].has_holes for role in log_ps)
-    _compare_outcomes(log_q, log_ps, shared, take, holes, share_of_q, gradient, totals)
-    if gradient is not None:
-        _label_gradients(targets, labels, gradient)
+            self._dense.add_(pull, alpha=factor)
+
+    def add_everywhere(self, number: float | Tensor) -> None:
+        """+= a number, or [b, 1], at all V entries."""
+        self._everywhere.append(number)
+
+    def add_at(self, ids: Tensor, values: Tensor) -> None:
+        """[:, ids] += values; both [b, K]; repeated ids add up."""
+        self._at.append((ids, values))
+
+    def by_logits(self) -> Tensor:
+        """[b, V]: pull - q * sum(pull), the derivative by the logits of q."""
+        total = sum((values.sum(1, keepdim=True) for _, values in self._at), start=0.0)
+        total = total + sum(number * self._q.shape[1] for number in self._everywhere)
+        if self._dense is None:
+            gradient = self._q * -total
+        else:
+            total = total + self._dense.sum(1, keepdim=True)
+            gradient = self._dense.addcmul_(self._q, total, value=-1.0)
+        for number in self._everywhere:
+            gradient.add_(number)
+        for ids, values in self._at:
+            gradient.scatter_add_(1, ids, values)
+        return gradient
 
 
-def compare_coarse(
-    logits: Tensor,
-    signal: TopKSignal,
+def _compare_at(
+    whole: Comparison,
+    parts: Numbered,
+    temperature: float | Tensor,
     rows: slice,
-    parts: Numbered,
-    work: Workspace,
-    gradient: Gradient | None,
-    totals: Tensor,
-) -> None:
-    """Parts of one temperature and a top-k role: K + 1 outcomes, then back to the vocabulary."""
-    role, temperature = parts[0][1].role, parts[0][1].temperature
-    assert role is not None
-    signal = replace(
-        signal, ids=signal.ids[rows], logprobs=signal.logprobs[rows], log_z=signal.log_z[rows]
-    )
-    log_p = coarse_teacher(signal, temperature, logits.shape[1]).to(logits.dtype)
-    ids, inside = split_ids(signal.ids, logits.shape[1])
+    logits: Tensor,
+    theirs: Mapping[str, Tensor],
+) -> Tensor:
+    """Parts of one temperature (a number, or [b, 1]); the gradient by logits, 0 if not wanted."""
+    student = soften(logits, temperature)
+    pull = _Pull(student.probability)
+    dense: dict[str, Softened] = {}
+    coarse: dict[str, _Coarse] = {}
+    for index, part in parts:
+        factor = _column(part.pull_factor(), rows)
+        wanted = whole.with_gradient and part.scale != 0.0
+        role = part.role
+        if role is None:
+            value = _labels(student, whole.targets[rows], part, factor, pull if wanted else None)
+        else:
+            match whole.readers[role]:
+                case DenseReader() as reader:
+                    if role not in dense:
+                        dense[role] = soften(theirs[role], temperature)
+                    value, one = diverge(part, dense[role], student, reader.has_holes, wanted)
+                    if one is not None:
+                        pull.add(one, factor)
+                case CoarseReader() as reader:
+                    if role not in coarse:
+                        coarse[role] = _coarsen(student, reader.ids[rows], reader.inside[rows])
+                    teacher = reader.outcomes(part.temperature, rows)
+                    view = coarse[role]
+                    value, one = diverge(part, teacher, view.outcomes, reader.has_holes, wanted)
+                    if one is not None:
+                        view.spread(one * factor, pull)
+                case DrawReader() as reader:
+                    value = _draws(student, reader, rows, factor, pull if wanted else None)
+        whole.values[index, rows] = value
+    return pull.by_logits()
 
-    others = torch.div(logits, temperature, out=work.take("scratch", *logits.shape))
-    kept = others.gather(1, ids).masked_fill_(~inside, ABSENT)
-    others.scatter_add_(1, ids, removal(inside, others.dtype))
-    peak = others.amax(1, keepdim=True)
-    mass = others.sub_(peak).exp_().sum(1, keepdim=True)
-    log_q = torch.log_softmax(torch.cat([kept, peak + mass.log()], 1), 1)
 
-    coarse = Gradient(torch.empty_like(log_q)) if gradient is not None else None
-    _compare_outcomes(
-        log_q, {role: log_p}, parts, lambda _: torch.empty_like(log_q), False, 0.0, coarse, totals
-    )
-    if gradient is not None and coarse is not None:
-        gradient.add_product(others, coarse.total()[:, -1:] / mass, 1.0)
-        gradient.add_at(ids, coarse.total()[:, :-1].masked_fill(~inside, 0.0))
+def diverge(
+    part: Part, teacher: Softened, student: Softened, has_holes: bool, wanted: bool
+) -> Answer:
+    """A part's divergence between two distributions over the same outcomes: values and pull.
 
-
-def _compare_outcomes(
-    log_q: Tensor,
-    log_ps: Mapping[str, Tensor],
-    parts: Numbered,
-    take: Callable[[str], Tensor],
-    holes: bool,
-    share_of_q: float,
-    gradient: Gradient | None,
-    totals: Tensor,
-) -> None:
-    """Divergences over M outcomes at one temperature; overwrites `log_q` and `log_ps`.
+    Rounding may not make a value negative.
 
     Args:
-        log_q: [C, M].
-        log_ps: by role, [C, M].
-        parts: divergences at one temperature.
-        take: a [C, M] buffer by name.
-        holes: whether log_ps may hold -inf.
-        share_of_q: factor of q in the gradient that the caller's own terms add.
-        gradient: by logits of the M outcomes.
-        totals: of all parts.
+        part: which, and its numbers.
+        teacher: [b, M]; -inf where it has no entry.
+        student: [b, M], finite.
+        has_holes: whether the teacher may hold -inf.
+        wanted: whether the pull is.
     """
-    ps: dict[str, Tensor] = {}
-    for _, part in parts:
-        assert part.role is not None
-        if part.kind != "reverse_kl" and part.role not in ps:
-            ps[part.role] = torch.exp(log_ps[part.role], out=take(f"p {part.role}"))
-    ratios = {role: log_p.sub_(log_q) for role, log_p in log_ps.items()}
-    share_of_q += sum(part.factor for _, part in parts if part.kind == "forward_kl")
-    needs_q = any(part.kind != "forward_kl" for _, part in parts)
-    gradient_needs_q = gradient is not None and share_of_q != 0.0
-    q = log_q.exp_() if needs_q or gradient_needs_q else log_q
-    # Reverse KL first: it must see -inf as it is.
-    for index, part in sorted(parts, key=lambda pair: pair[1].kind != "reverse_kl"):
-        assert part.role is not None
-        ratio, scratch = ratios[part.role], take("scratch")
-        wanted = gradient if part.scale != 0.0 else None
-        if holes and part.kind == "forward_kl":
+    if has_holes and part.needs_support:
+        value, pull = _on_support(part, teacher, student, wanted)
+    else:
+        ratio = teacher.log - student.log
+        if has_holes:
             ratio.clamp_min_(torch.finfo(ratio.dtype).min)
-        match part.kind:
-            case "forward_kl":
-                value = kernels.forward_kl(ps[part.role], ratio, scratch)
-                if wanted is not None:
-                    wanted.add(ps[part.role], -part.factor)
-            case "reverse_kl":
-                value = kernels.reverse_kl(q, ratio, scratch, wanted, part.factor)
-            case "jensen_shannon":
-                buffers = scratch, take("mixture")
-                value = kernels.jensen_shannon(
-                    ps[part.role], q, ratio, part.beta, buffers, wanted, part.factor
-                )
-            case "cross_entropy":
-                raise AssertionError("labels are not a role")
-        _add_total(totals, index, value, part)
-    if gradient is not None and share_of_q != 0.0:
-        gradient.add(q, share_of_q)
+        pair = Pair(teacher.probability, teacher.log, student.probability, student.log, ratio)
+        value, pull = _kernel(part, pair, wanted)
+    return value.clamp_min(0.0), pull
 
 
-def _reverse_kl_on_shared(
-    log_q: Tensor,
-    log_p: Tensor,
-    index: int,
-    part: Part,
-    gradient: Gradient | None,
-    totals: Tensor,
-) -> None:
-    """Reverse KL of the student conditioned on the entries that a narrower teacher has."""
-    log_q = torch.log_softmax(log_q, 1)
-    shared = Gradient(torch.empty_like(log_q)) if gradient is not None else None
-    value = kernels.reverse_kl(
-        log_q.exp(), log_p - log_q, torch.empty_like(log_q), shared, part.factor
-    )
-    _add_total(totals, index, value, part)
-    if gradient is not None and shared is not None:
-        gradient.total()[:, : log_q.shape[1]].add_(shared.total())
+def _on_support(part: Part, teacher: Softened, student: Softened, wanted: bool) -> Answer:
+    """The same with the student conditioned on the outcomes that the teacher has."""
+    holes = torch.isneginf(teacher.log)
+    within = conditioned(student, holes)
+    q = within.probability
+    log_p, log_q = teacher.log.masked_fill(holes, 0.0), within.log.masked_fill(holes, 0.0)
+    pair = Pair(teacher.probability, log_p, q, log_q, log_p - log_q)
+    value, pull = _kernel(part, pair, wanted)
+    if pull is not None:  # what moves the student's logits must not see what lies in the holes
+        pull = torch.addcmul(pull, q, pull.sum(1, keepdim=True), value=-1.0)
+    return value, pull
 
 
-def _label_values(log_q: Tensor, targets: Tensor, parts: Numbered, totals: Tensor) -> None:
-    for index, part in parts:
-        value = log_q.gather(1, targets.unsqueeze(1)).mul_(part.label_smoothing - 1)
-        if part.label_smoothing:
-            value.sub_(log_q.mean(1, keepdim=True), alpha=part.label_smoothing)
-        _add_total(totals, index, value, part)
+def _kernel(part: Part, pair: Pair, wanted: bool) -> Answer:
+    match part.kind:
+        case "forward_kl":
+            return kernels.forward_kl(pair, wanted)
+        case "reverse_kl":
+            return kernels.reverse_kl(pair, wanted)
+        case "jensen_shannon":
+            return kernels.jensen_shannon(pair, part.beta, wanted)
+        case "skewed_forward_kl":
+            return kernels.skewed_forward_kl(pair, part.skew, wanted)
+        case "skewed_reverse_kl":
+            return kernels.skewed_reverse_kl(pair, part.skew, wanted)
+        case "total_variation":
+            return kernels.total_variation(pair, wanted)
+        case "alpha_beta":
+            return kernels.alpha_beta(pair, part.alpha, part.beta, wanted)
+        case "cross_entropy":
+            raise AssertionError("labels are not a role")
 
 
-def _label_gradients(targets: Tensor, parts: Numbered, gradient: Gradient) -> None:
-    """What cross entropy adds beside its share of q."""
-    width = gradient.total().shape[1]
-    for _, part in parts:
-        if part.label_smoothing:
-            gradient.add_constant(-part.factor * part.label_smoothing / width)
-        hit = gradient.total().new_full((targets.shape[0], 1), part.factor)
-        gradient.add_at(targets.unsqueeze(1), hit.mul_(part.label_smoothing - 1))
+def _labels(
+    student: Softened, targets: Tensor, part: Part, factor: float | Tensor, pull: _Pull | None
+) -> Tensor:
+    """[b] cross entropy against the data's labels."""
+    ids, smoothing = targets.unsqueeze(1), part.label_smoothing
+    value = student.log.gather(1, ids).squeeze(1) * (smoothing - 1)
+    if smoothing:
+        value = value - smoothing * student.log.mean(1)
+    if pull is not None:
+        hit = torch.full_like(ids, smoothing - 1, dtype=student.log.dtype)
+        pull.add_at(ids, hit * factor)
+        if smoothing:
+            pull.add_everywhere(factor * (-smoothing / student.log.shape[1]))
+    return value
 
 
-def _add_total(totals: Tensor, index: int, value: Tensor, part: Part) -> None:
-    """Add T^2 * value summed over rows; rounding may not make a row negative."""
-    totals[index] += value.clamp_min(0.0).sum(dtype=totals.dtype) * part.temperature**2
+def _draws(
+    student: Softened, reader: DrawReader, rows: slice, factor: float | Tensor, pull: _Pull | None
+) -> Tensor:
+    """[b] estimates of forward KL at temperature 1."""
+    ids, weights = reader.ids[rows], reader.weights[rows]
+    if pull is not None:
+        pull.add_at(ids, weights * factor * -1.0)
+    return -(weights * student.log.gather(1, ids)).sum(1) - reader.entropy[rows]
 
 
-def _log_softmax(logits: Tensor, temperature: float, out: Tensor, scratch: Tensor) -> Tensor:
-    if temperature != 1.0:
-        logits = torch.div(logits, temperature, out=scratch)
-    return torch.ops.aten._log_softmax.out(logits, -1, False, out=out)
+@dataclass(frozen=True, slots=True)
+class _Coarse:
+    """The student over the K + 1 outcomes of a top-k teacher, and the way back."""
+
+    outcomes: Softened  # [b, K + 1]
+    ids: Tensor  # [b, K]
+    inside: Tensor  # [b, K]
+    others: Tensor  # [b, V]: proportional to the entries of the bucket, 0 at kept ones
+    others_mass: Tensor  # [b, 1]: their sum
+
+    def spread(self, pull: Tensor, total: _Pull) -> None:
+        """Add a pull on the outcomes' logarithms to that on the vocabulary's."""
+        total.add_at(self.ids, pull[:, :-1].masked_fill(~self.inside, 0.0))
+        total.add(self.others, pull[:, -1:] / self.others_mass)
+
+
+def _coarsen(student: Softened, ids: Tensor, inside: Tensor) -> _Coarse:
+    """Gather the kept entries and sum up the others, accurately however little they are."""
+    q, dropped = student.probability, ~inside
+    kept = student.log.gather(1, ids).masked_fill_(dropped, ABSENT)
+    others = q.scatter_add(1, ids, q.gather(1, ids).masked_fill_(dropped, 0.0).neg_())
+    mass = others.sum(1, keepdim=True)
+    log_mass, small = mass.log(), mass < SMALLEST_MASS
+    if small.any():
+        log_others = student.log.scatter_add(1, ids, removal(inside, q.dtype))
+        peak = log_others.amax(1, keepdim=True)
+        anew = log_others.sub_(peak).exp_()
+        anew_mass = anew.sum(1, keepdim=True)
+        others, mass = torch.where(small, anew, others), torch.where(small, anew_mass, mass)
+        log_mass = torch.where(small, peak + anew_mass.log(), log_mass)
+    return _Coarse(soften(torch.cat([kept, log_mass], 1)), ids, inside, others, mass)

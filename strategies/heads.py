@@ -1,7 +1,9 @@
 """Logits of one chunk of positions at a time, and the way back from their gradient.
 
 The full [N, V] is never made: callers take `chunks(...)` and use one `Workspace`, whose
-buffers are made once and reused, because fresh pages cost more than the arithmetic.
+buffers are made once and reused, because fresh pages cost more than the arithmetic. Within a
+chunk, whatever goes over the logits entry by entry takes `blocks(...)` of rows that stay in a
+processor's cache.
 
 Arithmetic: float32 (float64 for float64 inputs). bfloat16 weights on CUDA multiply natively with
 float32 results; elsewhere a float32 copy of the weight lives for the length of the call.
@@ -16,18 +18,28 @@ from torch import Tensor
 
 from .contract import Head
 
-CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 16 << 20, 256 << 20
+CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 32 << 20, 256 << 20
 """Bytes of one [C, V] float32 buffer: larger ones gain nothing, smaller ones slow the products."""
-LEAST_ROWS = 64
+LEAST_ROWS = 128
 """Below this many rows matrix products are slow, so huge vocabularies get larger buffers."""
+CPU_BLOCK_BYTES = 512 << 10
+"""Bytes of one [b, V] float32 block: a few of them fit the second-level cache of one core."""
 
 
 def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
     """Slices that cut `count` positions into nearly equal chunks of a [C, width] buffer."""
     budget = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
-    fitting = budget // (4 * width)
-    rows = min(count, max(LEAST_ROWS, fitting))
-    pieces = -(-count // rows) if count else 0
+    yield from _cut(count, max(LEAST_ROWS, budget // (4 * width)))
+
+
+def blocks(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cut a chunk of `count` rows into blocks; all of it elsewhere than on a CPU."""
+    rows = max(1, CPU_BLOCK_BYTES // (4 * width)) if device.type == "cpu" else count
+    yield from _cut(count, rows)
+
+
+def _cut(count: int, most: int) -> Iterator[slice]:
+    pieces = -(-count // most) if count else 0
     for piece in range(pieces):
         yield slice(count * piece // pieces, count * (piece + 1) // pieces)
 

@@ -1,102 +1,155 @@
-"""Values and analytic gradients of vocabulary terms on one chunk, in place, in few passes.
+"""Values and analytic derivatives of every divergence, over any set of outcomes.
 
-Each function reads log-ratios and probabilities, adds d(scale * T^2 * value) / d(logits) to a
-`Gradient`, and returns the value of every row. With a = logits / T and q = softmax(a):
+With teacher p and student q at one temperature, each kernel returns the value of every row and,
+where wanted, its *pull*: the derivative by log q, entry by entry, q being taken as free numbers.
+What the logits of q feel is then pull - q * sum(pull), which `comparison` computes once for all
+terms together.
 
-    forward KL      value  sum p (log p - log q)     gradient by a   q - p
-    reverse KL      value  sum q (log q - log p)     gradient by a   q (log q - log p - value)
-    JSD, r = log q - log m                           gradient by a   (1 - beta) q (r - sum q r)
+    forward KL      sum p (log p - log q)                         pull  -p
+    reverse KL      sum q (log q - log p)                         pull  q (log q - log p) + q
+    JSD             b KL(p || m) + (1 - b) KL(q || m)             pull  (1 - b) q (log q - log m)
+    skewed forward  KL(p || m), m = s p + (1 - s) q               pull  -(1 - s) q p / m
+    skewed reverse  KL(q || m), m = (1 - s) p + s q               pull  q (log q - log m - s q / m)
+    total variation sum |p - q| / 2                               pull  q sign(q - p) / 2
+    alpha-beta      see `alpha_beta`
 
-and by logits the same times T^2 / T = T. `ratio` is log p - log q throughout. Written for dense
-vocabularies, and used as they are for the K + 1 outcomes of a top-k teacher.
+A multiple of q in a pull changes nothing and is left out. Temperatures, weights and scales are
+the caller's. Pure functions of float32 or float64 tensors; nothing is written to an argument.
+
+b rows, M outcomes.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
-LARGEST_RATIO = 80.0
-"""|log p - log q| beyond which one side's share of the mixture is 0 in float32."""
+LARGEST_LOG_RATIO = 40.0
+"""log p - log q beyond which the student's share of a mixture is 0 in float32."""
+LARGEST_EXPONENT = 60.0
+"""Powers with negative exponents are held at exp of this, so that their sums stay finite."""
+COARSEST_DIVISOR = 0.05
+"""Alpha-beta: below this a difference is divided by so little that float32 does not suffice."""
 
-
-class Gradient:
-    """A sum of [C, V] contributions in one buffer; the first overwrites what the buffer held."""
-
-    def __init__(self, buffer: Tensor) -> None:
-        self._buffer, self._empty = buffer, True
-
-    def add(self, tensor: Tensor, factor: float) -> None:
-        """+= factor * tensor."""
-        if self._empty:
-            torch.mul(tensor, factor, out=self._buffer)
-            self._empty = False
-        else:
-            self._buffer.add_(tensor, alpha=factor)
-
-    def add_product(self, left: Tensor, right: Tensor, factor: float) -> None:
-        """+= factor * left * right, broadcasting `right`."""
-        if self._empty:
-            torch.mul(left, right, out=self._buffer)
-            if factor != 1.0:
-                self._buffer.mul_(factor)
-            self._empty = False
-        else:
-            self._buffer.addcmul_(left, right, value=factor)
-
-    def add_constant(self, number: float) -> None:
-        """+= number, everywhere."""
-        self.total().add_(number)
-
-    def add_at(self, ids: Tensor, values: Tensor) -> None:
-        """[:, ids] += values; both [C, K]; repeated ids add up."""
-        self.total().scatter_add_(1, ids, values)
-
-    def total(self) -> Tensor:
-        """[C, V]: the sum so far, in the buffer itself."""
-        if self._empty:
-            self._buffer.zero_()
-            self._empty = False
-        return self._buffer
+Answer = tuple[Tensor, Tensor | None]
+"""Values [b], and the pull [b, M] if it was wanted."""
 
 
-def row_dot(left: Tensor, right: Tensor, scratch: Tensor) -> Tensor:
-    """[C, V] x [C, V] -> [C, 1]; overwrites `scratch`, which may be one of the two."""
-    return torch.mul(left, right, out=scratch).sum(-1, keepdim=True)
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Teacher and student over the same outcomes at one temperature, [b, M] each."""
+
+    p: Tensor
+    log_p: Tensor
+    q: Tensor
+    log_q: Tensor
+    ratio: Tensor  # log p - log q, finite
 
 
-def forward_kl(p: Tensor, ratio: Tensor, scratch: Tensor) -> Tensor:
-    """[C, 1]. The gradient is linear in q and p, so the caller adds it, shared between terms."""
-    return row_dot(p, ratio, scratch)
+def forward_kl(pair: Pair, wanted: bool) -> Answer:
+    """KL(p || q)."""
+    return vecdot(pair.p, pair.ratio), -pair.p if wanted else None
 
 
-def reverse_kl(
-    q: Tensor, ratio: Tensor, scratch: Tensor, gradient: Gradient | None, factor: float
-) -> Tensor:
-    """[C, 1]; adds factor * q (log q - log p - value)."""
-    minus = row_dot(q, ratio, scratch)
-    if gradient is not None:
-        torch.sub(ratio, minus, out=scratch)
-        gradient.add_product(q, scratch, -factor)
-    return -minus
+def reverse_kl(pair: Pair, wanted: bool) -> Answer:
+    """KL(q || p)."""
+    pull = -pair.q * pair.ratio
+    return pull.sum(1), pull if wanted else None
 
 
-def jensen_shannon(
-    p: Tensor,
-    q: Tensor,
-    ratio: Tensor,
-    beta: float,
-    scratch: tuple[Tensor, Tensor],
-    gradient: Gradient | None,
-    factor: float,
-) -> Tensor:
-    """[C, 1]; adds factor * (1 - beta) q (r - sum q r) with r = log q - log m."""
-    mixed, work = scratch
-    torch.clamp(ratio, -LARGEST_RATIO, LARGEST_RATIO, out=mixed)
-    torch.expm1(mixed, out=work)
-    work.mul_(beta).log1p_().neg_()  # r = -log(1 - beta + beta exp(ratio))
-    mixed.add_(work)  # log p - log m
-    of_teacher = row_dot(p, mixed, mixed)
-    of_student = row_dot(q, work, mixed)
-    if gradient is not None:
-        work.sub_(of_student)
-        gradient.add_product(q, work, factor * (1 - beta))
-    return beta * of_teacher + (1 - beta) * of_student
+def jensen_shannon(pair: Pair, beta: float, wanted: bool) -> Answer:
+    """beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q; beta in (0, 1)."""
+    p, q = pair.p, pair.q
+    gap = _relative_gap(p, q).clamp_max_(math.exp(LARGEST_LOG_RATIO))
+    mixed = gap.mul_(beta).log1p_()  # log m - log q
+    bounded = pair.ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    of_teacher = vecdot(p, bounded.sub_(mixed))
+    pull = mixed.mul_(q)
+    value = beta * of_teacher - (1 - beta) * pull.sum(1)
+    return value, pull.mul_(beta - 1) if wanted else None
+
+
+def skewed_forward_kl(pair: Pair, skew: float, wanted: bool) -> Answer:
+    """KL(p || skew p + (1 - skew) q); skew in (0, 1)."""
+    gap = _relative_gap(pair.q, pair.p).mul_(1 - skew)  # m / p - 1
+    value = -vecdot(pair.p, gap.log1p())
+    return value, gap.add_(1).reciprocal_().mul_(pair.q).mul_(skew - 1) if wanted else None
+
+
+def skewed_reverse_kl(pair: Pair, skew: float, wanted: bool) -> Answer:
+    """KL(q || (1 - skew) p + skew q); skew in (0, 1)."""
+    gap = _relative_gap(pair.p, pair.q).mul_(1 - skew)  # m / q - 1
+    mixed = gap.log1p()
+    value = -vecdot(pair.q, mixed)
+    if not wanted:
+        return value, None
+    share = gap.add_(1).reciprocal_().mul_(skew)  # skew q / m
+    return value, mixed.add_(share).mul_(pair.q).neg_()
+
+
+def total_variation(pair: Pair, wanted: bool) -> Answer:
+    """Half the sum of |p - q|."""
+    gap = pair.q - pair.p
+    value = 0.5 * gap.abs().sum(1)
+    return value, gap.sign_().mul_(pair.q).mul_(0.5) if wanted else None
+
+
+def alpha_beta(pair: Pair, alpha: float, beta: float, wanted: bool) -> Answer:
+    """The alpha-beta divergence, with its limits where alpha, beta or their sum is 0.
+
+        -1 / (a b) sum (p^a q^b - a / (a + b) p^(a + b) - b / (a + b) q^(a + b))
+
+    (1, 0) is forward KL, (0, 1) reverse KL, (0, 0) half the square of the log-ratio's norm. With
+    A = (p^a q^b - q^(a+b)) / a, B = (p^(a+b) - p^a q^b) / b and S = (p^(a+b) - q^(a+b)) / (a+b),
+    whose limits at a divisor of 0 are a power times log p - log q, the summand is (B - A) / (a+b)
+    and as well (S - A) / b, and its derivative by log q is -A.
+
+    Source:
+        Cichocki, Cruces, Amari. "Generalized Alpha-Beta Divergences." Entropy 13 (2011), eq. 9.
+        Wang et al. "ABKD." arXiv:2505.04560, section 4.
+    """
+    both = alpha + beta
+    divisor = both if abs(both) >= abs(beta) else beta
+    if abs(divisor) < COARSEST_DIVISOR and pair.p.dtype == torch.float32:
+        value, pull = alpha_beta(_double(pair), alpha, beta, wanted)
+        return value.float(), None if pull is None else pull.float()
+    of_p, of_q = both * pair.log_p, both * pair.log_q
+    crossed = torch.add(alpha * pair.log_p, pair.log_q, alpha=beta)
+    if min(alpha, beta, both) < 0:
+        of_p, of_q, crossed = (
+            power.clamp_max_(LARGEST_EXPONENT) for power in (of_p, of_q, crossed)
+        )
+    a = _quotient(crossed, of_q, alpha, pair.ratio)
+    if abs(divisor) < 1e-9:
+        value = 0.5 * pair.ratio.square().sum(1)
+    elif divisor == both:
+        value = (_quotient(of_p, crossed, beta, pair.ratio) - a).sum(1) / both
+    else:
+        value = (_quotient(of_p, of_q, both, pair.ratio) - a).sum(1) / beta
+    return value, a.neg_() if wanted else None
+
+
+def _quotient(high: Tensor, low: Tensor, divisor: float, ratio: Tensor) -> Tensor:
+    """(exp(high) - exp(low)) / divisor where high - low = divisor * ratio; its limit at 0."""
+    if divisor == 0:
+        return low.exp().mul_(ratio)
+    size = torch.maximum(high, low).exp_()
+    grown = torch.mul(ratio, divisor).abs_().neg_().expm1_().div_(-abs(divisor))
+    return grown.copysign_(ratio).mul_(size)
+
+
+def _relative_gap(top: Tensor, bottom: Tensor) -> Tensor:
+    """top / bottom - 1, large but finite where `bottom` is 0."""
+    return (top - bottom).div_(bottom.clamp_min(torch.finfo(bottom.dtype).tiny))
+
+
+def _double(pair: Pair) -> Pair:
+    return Pair(
+        pair.p.double(),
+        pair.log_p.double(),
+        pair.q.double(),
+        pair.log_q.double(),
+        pair.ratio.double(),
+    )

@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .comparison import Part, compare_chunk
-from .contract import Head, LogitSignal
-from .heads import Projection, Workspace, chunks, compute_dtype
-from .kernels import Gradient
-from .teachers import TeacherReader, mismatch, positions
+from .comparison import Comparison, Part, compare
+from .contract import Head, LogitSignal, SampledSignal
+from .heads import Projection, Workspace, blocks, chunks, compute_dtype
+from .sampled import refusal
+from .teachers import DenseReader, mismatch, positions, read
 
 
 def vocabulary_loss(
@@ -51,28 +51,44 @@ def vocabulary_loss(
         totals, constant. (float64 for float64 inputs.)
 
     Raises:
-        ValueError: a signal covers another number of positions, or cannot answer a temperature.
+        ValueError: something covers another number of positions, or a signal cannot answer a
+            temperature or a term.
     """
-    _check_lengths(hidden, targets, signals, parts)
+    check(hidden.shape[0], targets, signals, parts)
     plan = _Plan(head, targets, signals, tuple(parts), torch.is_grad_enabled())
     loss, totals = _VocabularyLoss.apply(hidden, head.weight, head.bias, plan)
     return loss, totals
 
 
-def _check_lengths(
-    hidden: Tensor,
+def check(
+    count: int,
     targets: Tensor,
     signals: Mapping[str, LogitSignal],
     parts: Sequence[Part],
 ) -> None:
+    """Refuse what does not fit `count` positions of the student, or a signal its term cannot use.
+
+    Raises:
+        ValueError: with the name, the value, the limit and the remedy.
+    """
     counts = {"targets": targets.shape[0]}
-    for role in {part.role for part in parts if part.role is not None}:
-        if role not in signals:
-            raise ValueError(f"no signal for role {role!r}; signals hold {sorted(signals)}")
-        counts[f"signal of {role!r}"] = positions(signals[role])
-    for name, count in counts.items():
-        if count != hidden.shape[0]:
-            raise ValueError(mismatch(name, count, hidden.shape[0]))
+    for part in parts:
+        for name in ("temperature", "position_weight"):
+            given = getattr(part, name)
+            if isinstance(given, Tensor):
+                counts[f"{name} of {part.kind}"] = given.shape[0]
+        if part.role is None:
+            continue
+        if part.role not in signals:
+            raise ValueError(f"no signal for role {part.role!r}; signals hold {sorted(signals)}")
+        signal = signals[part.role]
+        counts[f"signal of {part.role!r}"] = positions(signal)
+        reason = refusal(part.kind, part.temperature) if isinstance(signal, SampledSignal) else None
+        if reason is not None:
+            raise ValueError(f"role {part.role!r}: {reason}")
+    for name, covered in counts.items():
+        if covered != count:
+            raise ValueError(mismatch(name, covered, count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,36 +132,62 @@ def _sweep(
     hidden: Tensor, plan: _Plan, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """float64 totals [parts], and the wanted gradients by hidden, weight and bias, or None."""
-    head = plan.head
+    head, count = plan.head, hidden.shape[0]
     dtype, device = compute_dtype(hidden, head.weight), hidden.device
     student = Projection(head, hidden.dtype, dtype)
-    teachers = {
-        role: TeacherReader(plan.signals[role], student.width, dtype)
-        for role in dict.fromkeys(part.role for part in plan.parts if part.role is not None)
-    }
+    whole = Comparison(
+        plan.parts,
+        plan.targets,
+        {role: read(plan.signals[role], student.width, dtype) for role in _roles(plan.parts)},
+        torch.empty(len(plan.parts), count, dtype=dtype, device=device),
+        any(wanted),
+    )
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
     by_weight = torch.zeros_like(head.weight, dtype=dtype) if wanted[1] else None
     by_bias = (
         torch.zeros_like(head.bias, dtype=dtype) if wanted[2] and head.bias is not None else None
     )
-    totals = torch.zeros(len(plan.parts), dtype=torch.float64, device=device)
     work = Workspace(dtype, device)
-    for rows in chunks(hidden.shape[0], student.width, device):
+    for rows in chunks(count, student.width, device):
         part_hidden = hidden[rows].detach()
-        size = part_hidden.shape[0]
-        logits = student.logits(part_hidden, work.take("student", size, student.width))
-        gradient = Gradient(work.take("gradient", size, student.width)) if any(wanted) else None
-        compare_chunk(
-            logits, plan.targets[rows], rows, teachers, plan.parts, work, gradient, totals
-        )
-        if gradient is None:
-            continue
-        by_logits = gradient.total()
-        student.undo_softcap(by_logits, logits)
+        logits = work.take("student", part_hidden.shape[0], student.width)
+        student.logits(part_hidden, logits)
+        compare_chunk(whole, rows, student, logits, work)
         if by_hidden is not None:
-            student.hidden_gradient(by_logits, by_hidden[rows])
+            student.hidden_gradient(logits, by_hidden[rows])
         if by_weight is not None:
-            student.add_weight_gradient(by_logits, part_hidden, by_weight)
+            student.add_weight_gradient(logits, part_hidden, by_weight)
         if by_bias is not None:
-            student.add_bias_gradient(by_logits, by_bias)
-    return totals, (by_hidden, by_weight, by_bias)
+            student.add_bias_gradient(logits, by_bias)
+    return _totals(plan.parts, whole.values), (by_hidden, by_weight, by_bias)
+
+
+def compare_chunk(
+    whole: Comparison, rows: slice, student: Projection, logits: Tensor, work: Workspace
+) -> None:
+    """Compare `rows` block by block; a wanted gradient replaces their `logits` [C, V].
+
+    The gradient is by the head's matrix product, so before its scale and after its soft cap.
+    """
+    theirs = {
+        role: reader.logits(rows, work.take(f"teacher {role}", *logits.shape))
+        for role, reader in whole.readers.items()
+        if isinstance(reader, DenseReader)
+    }
+    for block in blocks(logits.shape[0], logits.shape[1], logits.device):
+        inside = slice(rows.start + block.start, rows.start + block.stop)
+        of_roles = {role: of_role[block] for role, of_role in theirs.items()}
+        gradient = compare(whole, inside, logits[block], of_roles)
+        if gradient is not None:
+            student.undo_softcap(gradient, logits[block])
+            logits[block] = gradient
+
+
+def _roles(parts: Sequence[Part]) -> list[str]:
+    return list(dict.fromkeys(part.role for part in parts if part.role is not None))
+
+
+def _totals(parts: Sequence[Part], values: Tensor) -> Tensor:
+    """[parts] float64: each part's weighted sum over positions."""
+    pairs = zip(parts, values.double(), strict=True)
+    return torch.stack([(value * part.value_factor()).sum() for part, value in pairs])

@@ -6,24 +6,17 @@ one chunked pass; a term of another kind is an `OwnTerm` beside them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from . import divergences, schedules, sparse
+from . import divergences, sampled, schedules, sparse
 from .comparison import Part
-from .contract import Ask, Batch, Outputs, OwnTerm, Signals, Term, TopKSignal
-from .linear import vocabulary_loss
-from .specs import (
-    CrossEntropySpec,
-    ForwardKLSpec,
-    JensenShannonSpec,
-    ObjectiveSpec,
-    ReverseKLSpec,
-    TermSpec,
-)
-from .teachers import dense_logits, mismatch, positions
+from .contract import Ask, Batch, Outputs, OwnTerm, SampledSignal, Signals, Term, TopKSignal
+from .linear import check, vocabulary_loss
+from .specs import CrossEntropySpec, ObjectiveSpec, TermSpec
+from .teachers import dense_logits
 
 
 def build_objective(spec: ObjectiveSpec) -> "Objective":
@@ -49,17 +42,10 @@ class VocabularyTerm:
         return tuple(Ask(role) for role in self.spec.served_roles)
 
     def numbers(self, step: int, total_steps: int) -> dict[str, float]:
-        """`weight`, then `temperature` and `beta` where the kind has them."""
-        fields = ["weight"]
-        match self.spec:
-            case CrossEntropySpec():
-                pass
-            case ForwardKLSpec() | ReverseKLSpec():
-                fields += ["temperature"]
-            case JensenShannonSpec():
-                fields += ["temperature", "beta"]
+        """The spec's `scheduled` fields, `weight` first."""
         return {
-            field: schedules.value(getattr(self.spec, field), step, total_steps) for field in fields
+            field: schedules.value(getattr(self.spec, field), step, total_steps)
+            for field in self.spec.scheduled
         }
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
@@ -68,19 +54,11 @@ class VocabularyTerm:
 
     def part(self, numbers: Mapping[str, float], scale: float) -> Part:
         """The term with this step's numbers, as the shared pass takes it."""
-        match self.spec:
-            case CrossEntropySpec():
-                return Part(self.spec.kind, scale, label_smoothing=self.spec.label_smoothing)
-            case ForwardKLSpec() | ReverseKLSpec():
-                return Part(self.spec.kind, scale, self.spec.role, numbers["temperature"])
-            case JensenShannonSpec():
-                return Part(
-                    self.spec.kind,
-                    scale,
-                    self.spec.role,
-                    numbers["temperature"],
-                    numbers["beta"],
-                )
+        if isinstance(self.spec, CrossEntropySpec):
+            return Part(self.spec.kind, scale, label_smoothing=self.spec.label_smoothing)
+        part = Part(self.spec.kind, scale, self.spec.role, numbers["temperature"])
+        own = {name: numbers[name] for name in ("alpha", "beta", "skew") if name in numbers}
+        return replace(part, **own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,37 +149,51 @@ def _vocabulary(
     if outputs.logits is None:
         raise ValueError("outputs hold neither (hidden, head) nor logits; the model must give one")
     logits = outputs.logits
-    sums = [_dense_sum(logits, targets, signals, part) for part in parts]
+    check(logits.shape[0], targets, signals, parts)
+    sums = [
+        (_dense_values(logits, targets, signals, part) * part.value_factor()).sum()
+        for part in parts
+    ]
     loss = logits.new_zeros(())
     for part, total in zip(parts, sums, strict=True):
         loss = loss + part.scale * total
     return loss, torch.stack(sums).detach()
 
 
-def _dense_sum(logits: Tensor, targets: Tensor, signals: Signals, part: Part) -> Tensor:
-    """One part's sum over [N, V] logits, through autograd."""
-    if part.kind == "cross_entropy":
-        _check_positions("targets", targets.shape[0], logits.shape[0])
-        return divergences.cross_entropy(logits, targets, part.label_smoothing).sum()
-    signal = signals[part.role or ""]
-    _check_positions(f"signal of {part.role!r}", positions(signal), logits.shape[0])
-    whole = dense_logits(signal)
-    temperature, square = part.temperature, 1.0
-    if whole is None:
+def _dense_values(logits: Tensor, targets: Tensor, signals: Signals, part: Part) -> Tensor:
+    """[N] values of one part from [N, V] logits softened once, through autograd."""
+    if part.role is None:
+        return divergences.cross_entropy(logits, targets, part.label_smoothing)
+    signal = signals[part.role]
+    if isinstance(signal, SampledSignal):
+        return sampled.sampled_forward_kl(logits, signal)
+    theirs = dense_logits(signal)
+    if theirs is not None:
+        ours, theirs = (side / sparse.column(part.temperature) for side in (logits, theirs))
+    else:
         assert isinstance(signal, TopKSignal)
-        whole = sparse.coarse_teacher(signal, temperature, logits.shape[1])
-        logits = sparse.coarse_student(logits, signal.ids, temperature)
-        temperature, square = 1.0, temperature**2  # both sides are softened already
+        theirs = sparse.coarse_teacher(signal, part.temperature, logits.shape[1])
+        theirs = theirs.masked_fill(theirs < sparse.ABSENT / 2, -torch.inf)
+        ours = sparse.coarse_student(logits, signal.ids, part.temperature)
+    return _divergence(ours, theirs, part).clamp_min(0.0)
+
+
+def _divergence(ours: Tensor, theirs: Tensor, part: Part) -> Tensor:
+    """[N] at temperature 1."""
     match part.kind:
         case "forward_kl":
-            value = divergences.forward_kl(logits, whole, temperature)
+            return divergences.forward_kl(ours, theirs)
         case "reverse_kl":
-            value = divergences.reverse_kl(logits, whole, temperature)
+            return divergences.reverse_kl(ours, theirs)
         case "jensen_shannon":
-            value = divergences.jensen_shannon(logits, whole, temperature, part.beta)
-    return value.clamp_min(0.0).sum() * square
-
-
-def _check_positions(name: str, count: int, student_count: int) -> None:
-    if count != student_count:
-        raise ValueError(mismatch(name, count, student_count))
+            return divergences.jensen_shannon(ours, theirs, beta=part.beta)
+        case "skewed_forward_kl":
+            return divergences.skewed_forward_kl(ours, theirs, skew=part.skew)
+        case "skewed_reverse_kl":
+            return divergences.skewed_reverse_kl(ours, theirs, skew=part.skew)
+        case "total_variation":
+            return divergences.total_variation(ours, theirs)
+        case "alpha_beta":
+            return divergences.alpha_beta(ours, theirs, alpha=part.alpha, beta=part.beta)
+        case "cross_entropy":
+            raise AssertionError("labels are not a role")

@@ -4,7 +4,7 @@ Pydantic only: loads neither torch nor ray. `strategies.objective.build_objectiv
 into callables in one visible `match`.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     NonNegativeInt,
     PositiveInt,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -108,27 +109,46 @@ def extremes(number: "Number") -> tuple[float, float]:
     return (number, number) if isinstance(number, int | float) else number.extremes()
 
 
-def _check_range(name: str, number: "Number", low: float, high: float, *, open_low: bool) -> None:
+def _check_range(
+    name: str,
+    number: "Number",
+    low: float,
+    high: float,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    remedy: str = "keep every point of the schedule inside",
+) -> None:
     smallest, largest = extremes(number)
     bad_low = smallest <= low if open_low else smallest < low
-    if bad_low or largest > high:
-        bracket = "(" if open_low else "["
+    bad_high = largest >= high if open_high else largest > high
+    if bad_low or bad_high:
+        left, right = "(" if open_low else "[", ")" if open_high else "]"
         raise ValueError(
             f"{name} takes values from {smallest:g} to {largest:g}, outside "
-            f"{bracket}{low:g}, {high:g}]; keep every point of the schedule inside"
+            f"{left}{low:g}, {high:g}{right}; {remedy}"
         )
 
 
 # --- terms ---------------------------------------------------------------------------------------
 
 
+DENSE_OR_TOPK = ("full", "hidden", "topk")
+
+
 class _TermSpec(Spec):
+    encodings: ClassVar[tuple[str, ...]] = ()
+    """Encodings of its role that the term can learn from; () for a term without a role."""
+    scheduled: ClassVar[tuple[str, ...]] = ("weight",)
+    """Fields that may be schedules, `weight` first."""
+
     weight: Number = 1.0
+    """What the term's mean counts in the loss."""
 
     @field_validator("weight")
     @classmethod
     def _weight_range(cls, weight: Number) -> Number:
-        _check_range("weight", weight, 0.0, float("inf"), open_low=False)
+        _check_range("weight", weight, 0.0, float("inf"))
         return weight
 
     @property
@@ -141,11 +161,17 @@ class CrossEntropySpec(_TermSpec):
 
     kind: Literal["cross_entropy"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label's weight that is spread evenly over the vocabulary."""
 
 
 class _DivergenceSpec(_TermSpec):
+    encodings: ClassVar[tuple[str, ...]] = DENSE_OR_TOPK
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature")
+
     role: str = "teacher"
+    """The served role to learn from."""
     temperature: Number = 1.0
+    """Softens both sides."""
 
     @field_validator("temperature")
     @classmethod
@@ -159,8 +185,12 @@ class _DivergenceSpec(_TermSpec):
 
 
 class ForwardKLSpec(_DivergenceSpec):
-    """T^2 KL(teacher || student), both at temperature T. Hinton et al., arXiv:1503.02531."""
+    """T^2 KL(teacher || student), both at temperature T. Hinton et al., arXiv:1503.02531.
 
+    The one divergence that can learn from encoding `sampled`, at temperature 1 only.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
     kind: Literal["forward_kl"]
 
 
@@ -176,22 +206,80 @@ class JensenShannonSpec(_DivergenceSpec):
     p is the teacher, q the student. Agarwal et al., arXiv:2306.13649, section 2.
     """
 
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "beta")
     kind: Literal["jensen_shannon"]
     beta: Number = 0.5
+    """The teacher's share of the mixture, in (0, 1)."""
 
     @field_validator("beta")
     @classmethod
     def _beta_range(cls, beta: Number) -> Number:
-        _check_range("beta", beta, 0.0, 1.0, open_low=True)
-        if extremes(beta)[1] >= 1.0:
-            raise ValueError(
-                "beta must stay below 1; for the ends use forward_kl or reverse_kl instead"
-            )
+        remedy = "for the ends use forward_kl or reverse_kl instead"
+        _check_range("beta", beta, 0.0, 1.0, open_low=True, open_high=True, remedy=remedy)
         return beta
 
 
+class _SkewedSpec(_DivergenceSpec):
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "skew")
+    skew: Number = 0.1
+    """Share of the first distribution in the mixture it is compared with, in (0, 1)."""
+
+    @field_validator("skew")
+    @classmethod
+    def _skew_range(cls, skew: Number) -> Number:
+        remedy = "for 0 use the term without skew; at 1 there is nothing to learn"
+        _check_range("skew", skew, 0.0, 1.0, open_low=True, open_high=True, remedy=remedy)
+        return skew
+
+
+class SkewedForwardKLSpec(_SkewedSpec):
+    """T^2 KL(p || skew p + (1-skew) q), p the teacher. Ko et al., arXiv:2402.03898."""
+
+    kind: Literal["skewed_forward_kl"]
+
+
+class SkewedReverseKLSpec(_SkewedSpec):
+    """T^2 KL(q || (1-skew) p + skew q), q the student. Ko et al., arXiv:2402.03898."""
+
+    kind: Literal["skewed_reverse_kl"]
+
+
+class TotalVariationSpec(_DivergenceSpec):
+    """T sum |p - q| / 2; T, not its square, keeps its gradient of one size. arXiv:2307.15190."""
+
+    kind: Literal["total_variation"]
+
+
+class AlphaBetaSpec(_DivergenceSpec):
+    """T^2 alpha-beta divergence of teacher p and student q. Wang et al., arXiv:2505.04560.
+
+    -1 / (a b) sum (p^a q^b - a / (a+b) p^(a+b) - b / (a+b) q^(a+b)), and its limits where alpha,
+    beta or their sum is 0: (1, 0) is forward_kl, (0, 1) reverse_kl.
+    """
+
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "alpha", "beta")
+    kind: Literal["alpha_beta"]
+    alpha: Number = 0.2
+    """In [-2, 2]; larger: less weight on where teacher and student differ most."""
+    beta: Number = 0.7
+    """In [-2, 2]; larger: more weight on what the student is sure of."""
+
+    @field_validator("alpha", "beta")
+    @classmethod
+    def _power_range(cls, power: Number, info: ValidationInfo) -> Number:
+        _check_range(str(info.field_name), power, -2.0, 2.0)
+        return power
+
+
 TermSpec = Annotated[
-    CrossEntropySpec | ForwardKLSpec | ReverseKLSpec | JensenShannonSpec,
+    CrossEntropySpec
+    | ForwardKLSpec
+    | ReverseKLSpec
+    | JensenShannonSpec
+    | SkewedForwardKLSpec
+    | SkewedReverseKLSpec
+    | TotalVariationSpec
+    | AlphaBetaSpec,
     Field(discriminator="kind"),
 ]
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .comparison import Part, compare_coarse, compare_dense
-from .contract import Batch, LogitSignal, Outputs, TopKSignal
-from .heads import Projection, Workspace, chunks, compute_dtype
-from .teachers import TeacherReader, mismatch, positions
+from .comparison import Comparison, Part, compare
+from .contract import Batch, LogitSignal, Outputs
+from .heads import Projection, Workspace, blocks, chunks, compute_dtype
+from .teachers import CoarseReader, DenseReader, Reader, mismatch, positions, read
 
 CALIBRATION_BINS = 15
 """Equal bins over [0, 1] of the probability of the likeliest entry."""
 
 _ROLE = "compared"
-_KL = ((0, Part("forward_kl", role=_ROLE)),)
+_KL = Part("forward_kl", role=_ROLE)
 
 Sums = dict[str, Tensor]
 
@@ -38,11 +38,12 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
         Scalars `nll` (nats), `count`, `correct` (the likeliest entry is the target); and by bin of
         the likeliest entry's probability, [CALIBRATION_BINS], `calibration_count`,
         `calibration_confidence` (sum of that probability), `calibration_correct`. With a signal
-        also `teacher_correct`, `agreement` (same likeliest entry), `kl` (KL(role || student) at
-        temperature 1, for a top-k signal over its K + 1 outcomes), and `teacher_nll` - not for
-        a top-k signal that keeps only part of its vocabulary, which does not know the
-        probability of every target. The role is seen through the student's vocabulary: without
-        the entries that the student lacks.
+        also `kl` (KL(role || student) at temperature 1; for a top-k signal over its K + 1
+        outcomes, for draws their unbiased estimate); with one that knows the role's likeliest
+        entry, so not draws, `teacher_correct` and `agreement` (same likeliest entry); with one
+        that knows the probability of every target, so neither draws nor part of a vocabulary,
+        `teacher_nll`. The role is seen through the student's vocabulary: without the entries
+        that the student lacks.
 
     Raises:
         ValueError: outputs, targets and signal cover different numbers of positions.
@@ -52,22 +53,20 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
     _check("targets", targets.shape[0], like.shape[0])
     work = Workspace(compute_dtype(like), like.device)
     sums = _zeros(like.device)
-    reader = None
+    whole = None
     if signal is not None:
         _check("signal", positions(signal), like.shape[0])
-        reader = TeacherReader(signal, width, work.dtype)
-        sums |= _compared_zeros(reader, like.device)
+        reader = read(signal, width, work.dtype)
+        values = torch.empty(1, like.shape[0], dtype=work.dtype, device=like.device)
+        whole = Comparison((_KL,), targets, {_ROLE: reader}, values, with_gradient=False)
+        sums |= {name: _zero(like.device) for name in _known(reader)}
     for rows in chunks(like.shape[0], width, like.device):
         logits = student(rows, work.take("student", rows.stop - rows.start, width))
         best = _add_student(sums, logits, targets[rows])
-        if reader is None:
-            continue
-        if reader.topk is None:
-            likeliest = _add_dense(sums, reader, logits, targets[rows], rows, work)
-        else:
-            likeliest = _add_topk(sums, reader.topk, logits, rows, work)
-        sums["teacher_correct"] += (likeliest == targets[rows]).sum()
-        sums["agreement"] += (likeliest == best).sum()
+        if whole is not None:
+            _add_role(sums, whole, rows, logits, best, work)
+    if whole is not None:
+        sums["kl"] += whole.values.sum(dtype=torch.float64)
     return sums
 
 
@@ -97,9 +96,14 @@ def _zeros(device: torch.device) -> Sums:
     return scalars | {name: _zero(device, CALIBRATION_BINS) for name in bins}
 
 
-def _compared_zeros(reader: TeacherReader, device: torch.device) -> Sums:
-    known = ("teacher_nll",) if reader.topk is None else ()
-    return {name: _zero(device) for name in ("teacher_correct", "agreement", "kl", *known)}
+def _known(reader: Reader) -> tuple[str, ...]:
+    """The sums that a role's signal can answer."""
+    match reader:
+        case DenseReader():
+            return "kl", "teacher_correct", "agreement", "teacher_nll"
+        case CoarseReader():
+            return "kl", "teacher_correct", "agreement"
+    return ("kl",)
 
 
 def _zero(device: torch.device, *shape: int) -> Tensor:
@@ -122,26 +126,34 @@ def _add_student(sums: Sums, logits: Tensor, targets: Tensor) -> Tensor:
     return best
 
 
-def _add_dense(
-    sums: Sums, reader: TeacherReader, logits: Tensor, targets: Tensor, rows: slice, work: Workspace
-) -> Tensor:
-    """Add KL and likelihood of a role with logits; returns its likeliest entries, [C]."""
-    theirs = reader.logits(rows, work.take("teacher", *logits.shape))
-    compare_dense(
-        logits, targets, {_ROLE: reader}, {_ROLE: theirs}, _KL, work, None, sums["kl"].view(1)
-    )
-    nll = torch.logsumexp(theirs, 1) - _at(theirs, targets)
-    sums["teacher_nll"] += nll.sum(dtype=torch.float64)
-    return theirs.argmax(1)
+def _add_role(
+    sums: Sums, whole: Comparison, rows: slice, logits: Tensor, best: Tensor, work: Workspace
+) -> None:
+    """Write the chunk's KL and add what the role's signal knows beside it.
 
-
-def _add_topk(
-    sums: Sums, signal: TopKSignal, logits: Tensor, rows: slice, work: Workspace
-) -> Tensor:
-    """Add the KL of a top-k role; returns its likeliest entries, [C]."""
-    compare_coarse(logits, signal, rows, _KL, work, None, sums["kl"].view(1))
-    best = signal.logprobs[rows].argmax(1)
-    return _at(signal.ids[rows], best)
+    Args:
+        sums: added to.
+        whole: the comparison with the role.
+        rows: of the chunk.
+        logits: [C, V], the student's.
+        best: [C], its likeliest entries.
+        work: buffers.
+    """
+    targets, reader = whole.targets[rows], whole.readers[_ROLE]
+    theirs, likeliest = None, None
+    if isinstance(reader, DenseReader):
+        theirs = reader.logits(rows, work.take("teacher", *logits.shape))
+        nll = torch.logsumexp(theirs, 1) - _at(theirs, targets)
+        sums["teacher_nll"] += nll.sum(dtype=torch.float64)
+        likeliest = theirs.argmax(1)
+    elif isinstance(reader, CoarseReader):
+        likeliest = _at(reader.signal.ids[rows], reader.signal.logprobs[rows].argmax(1))
+    if likeliest is not None:
+        sums["teacher_correct"] += (likeliest == targets).sum()
+        sums["agreement"] += (likeliest == best).sum()
+    for block in blocks(logits.shape[0], logits.shape[1], logits.device):
+        inside = slice(rows.start + block.start, rows.start + block.stop)
+        compare(whole, inside, logits[block], {} if theirs is None else {_ROLE: theirs[block]})
 
 
 def _at(logits: Tensor, ids: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
+from loss_oracle import topk_signal
 from torch import Tensor
 
 from strategies import divergences, heads
@@ -62,12 +63,7 @@ def _draw(case: dict) -> tuple[Tensor, Tensor]:
 
 
 def _topk(teacher: Tensor, k: int, temperature: float) -> TopKSignal:
-    logprobs = teacher.double().log_softmax(1)
-    kept = logprobs.topk(k)
-    log_z = torch.logsumexp(logprobs / temperature, 1, keepdim=True)
-    return TopKSignal(
-        kept.indices, kept.values.float(), log_z.float(), (temperature,), teacher.shape[1]
-    )
+    return topk_signal(teacher, k, (temperature,))
 
 
 def _run(
@@ -218,10 +214,7 @@ def test_a_mixture_is_the_sum_of_its_parts(case: dict, terms: list[Part], data) 
     targets = torch.randint(case["vocabulary"], (case["count"],), generator=make)
     signal = DenseSignal(teacher)
     if data.draw(st.booleans(), label="top k"):
-        ladder = (0.5, 1.0, 3.0)
-        rungs = [_topk(teacher, 1, t) for t in ladder]
-        log_z = torch.cat([rung.log_z for rung in rungs], 1)
-        signal = TopKSignal(rungs[0].ids, rungs[0].logprobs, log_z, ladder, case["vocabulary"])
+        signal = topk_signal(teacher, 1, (0.5, 1.0, 3.0))
     terms = [*terms, Part("cross_entropy", 0.5)]
     loss, gradient = _run(student, signal, *terms, targets=targets)
     each = [_run(student, signal, term, targets=targets) for term in terms]

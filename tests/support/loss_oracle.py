@@ -1,10 +1,13 @@
 """Vocabulary terms written once more, plainly: float64 probabilities over the whole vocabulary.
 
-Shares no code with `strategies`. Gradients come from autograd.
+Shares no code with `strategies`. Gradients come from autograd. Beside the oracle, the signals
+that a teacher with given logits would send.
 """
 
 import torch
 from torch import Tensor
+
+from strategies.contract import SampledSignal, TopKSignal
 
 
 def oracle(
@@ -12,10 +15,13 @@ def oracle(
     student: Tensor,
     teacher: Tensor | None,
     targets: Tensor,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     beta: float = 0.5,
     label_smoothing: float = 0.0,
     kept: Tensor | None = None,
+    skew: float = 0.1,
+    alpha: float = 0.5,
+    position_weight: Tensor | None = None,
 ) -> Tensor:
     """Sum over positions of one term.
 
@@ -24,65 +30,126 @@ def oracle(
         student: [N, V] logits.
         teacher: [N, V'] logits, for all but cross entropy.
         targets: [N], for cross entropy.
-        temperature, beta, label_smoothing: the term's numbers.
+        temperature: one, or [N].
+        beta, label_smoothing, skew, alpha: the term's numbers.
         kept: [N, K] ids of a top-k teacher.
+        position_weight: [N].
     """
-    student = student.double()
-    if kind == "cross_entropy":
-        width = student.shape[1]
-        wanted = torch.nn.functional.one_hot(targets, width) * (1 - label_smoothing)
-        wanted = wanted + label_smoothing / width
-        return -(wanted * student.softmax(1).log()).sum()
-    assert teacher is not None
-    teacher = teacher.detach().double()
-    if kept is None:
-        q, p = _dense(student, teacher, temperature, conditioned=kind == "reverse_kl")
-    else:
-        q, p = _coarse(student, teacher, temperature, kept)
-    return temperature**2 * _divergence(kind, p, q, beta)
+    total = torch.zeros((), dtype=torch.float64)
+    temperatures = torch.as_tensor(temperature, dtype=torch.float64).expand(len(student))
+    for row, z in enumerate(student.double()):
+        weight = 1.0 if position_weight is None else float(position_weight[row])
+        if kind == "cross_entropy":
+            wanted = torch.full_like(z, label_smoothing / len(z))
+            wanted[targets[row]] += 1 - label_smoothing
+            total = total - weight * (wanted * z.log_softmax(0)).sum()
+            continue
+        assert teacher is not None
+        t = float(temperatures[row])
+        numbers = {"beta": beta, "skew": skew, "alpha": alpha}
+        theirs = teacher[row].detach().double()
+        log_p, log_q = (
+            _dense(z / t, theirs / t)
+            if kept is None
+            else _coarse(z / t, theirs / t, kept[row].tolist())
+        )
+        power = 1 if kind == "total_variation" else 2
+        total = total + weight * t**power * _divergence(kind, log_p, log_q, numbers)
+    return total
 
 
-def _dense(
-    student: Tensor, teacher: Tensor, temperature: float, conditioned: bool
-) -> tuple[Tensor, Tensor]:
-    shared = min(student.shape[1], teacher.shape[1])
-    p = (teacher[:, :shared] / temperature).softmax(1)
-    if conditioned:
-        return (student[:, :shared] / temperature).softmax(1), p
-    lacking = torch.zeros(len(p), student.shape[1] - shared, dtype=p.dtype)
-    return (student / temperature).softmax(1), torch.cat([p, lacking], 1)
+def topk_signal(teacher: Tensor, k: int, ladder: tuple[float, ...]) -> TopKSignal:
+    """What a teacher with these logits sends in the encoding `topk`."""
+    logprobs = teacher.double().log_softmax(1)
+    kept = logprobs.topk(k)
+    others = logprobs.scatter(1, kept.indices, -torch.inf)
+    rest = torch.stack([torch.logsumexp(others / t, 1) for t in ladder], 1)
+    return TopKSignal(kept.indices, kept.values.float(), rest.float(), ladder, teacher.shape[1])
 
 
-def _coarse(
-    student: Tensor, teacher: Tensor, temperature: float, kept: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Outcome by outcome, row by row: each kept id that the student has, then all others."""
-    q_whole, p_whole = (student / temperature).softmax(1), (teacher / temperature).softmax(1)
-    width = kept.shape[1] + 1
-    q_rows, p_rows = [], []
-    for q, p, ids in zip(q_whole, p_whole, kept.tolist(), strict=True):
-        known = [i for i in ids if i < len(q)]
-        q_rest = torch.stack([q[i] for i in range(len(q)) if i not in known]).sum()
-        p_rest = torch.stack([p[i] for i in range(len(p)) if i not in ids]).sum()
-        p_row = torch.stack([*(p[i] for i in known), p_rest])
-        absent = torch.zeros(width - len(p_row), dtype=p.dtype)
-        p_rows.append(torch.cat([p_row / p_row.sum(), absent]))
-        q_rows.append(torch.cat([torch.stack([*(q[i] for i in known), q_rest]), absent]))
-    return torch.stack(q_rows), torch.stack(p_rows)
+def sampled_signal(
+    teacher: Tensor, draws: int, make: torch.Generator, proposal_temperature: float = 1.0
+) -> SampledSignal:
+    """What a teacher with these logits sends in the encoding `sampled`."""
+    log_p = teacher.double().log_softmax(1)
+    log_proposal = (teacher.double() / proposal_temperature).log_softmax(1)
+    ids = torch.multinomial(log_proposal.exp(), draws, replacement=True, generator=make)
+    weights = (log_p - log_proposal).gather(1, ids).exp() / draws
+    entropy = -torch.nan_to_num(log_p.exp() * log_p, nan=0.0).sum(1)
+    return SampledSignal(ids, weights.float(), entropy.float(), teacher.shape[1])
 
 
-def _divergence(kind: str, p: Tensor, q: Tensor, beta: float) -> Tensor:
+def _dense(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    shared = min(len(student), len(teacher))
+    lacking = torch.full((len(student) - shared,), -torch.inf, dtype=teacher.dtype)
+    return torch.cat([teacher[:shared].log_softmax(0), lacking]), student.log_softmax(0)
+
+
+def _coarse(student: Tensor, teacher: Tensor, ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Each kept id that the student has, then all others as one."""
+    known = [i for i in ids if i < len(student)]
+    q_others = [i for i in range(len(student)) if i not in known]
+    p_others = [i for i in range(len(teacher)) if i not in ids]
+    log_q, log_p = student.log_softmax(0), teacher.log_softmax(0)
+    p = torch.cat([log_p[known], torch.logsumexp(log_p[p_others], 0, keepdim=True)])
+    q = torch.cat([log_q[known], torch.logsumexp(log_q[q_others], 0, keepdim=True)])
+    return p - torch.logsumexp(p, 0), q
+
+
+def _divergence(kind: str, log_p: Tensor, log_q: Tensor, numbers: dict[str, float]) -> Tensor:
+    beta, skew, alpha = numbers["beta"], numbers["skew"], numbers["alpha"]
+    p, q = log_p.exp(), log_q.exp()
     match kind:
         case "forward_kl":
-            return _kl(p, q)
+            return _kl(log_p, log_q)
         case "reverse_kl":
-            return _kl(q, p)
+            return _kl(*_given_support(log_q, log_p))
         case "jensen_shannon":
-            m = beta * p + (1 - beta) * q
-            return beta * _kl(p, m) + (1 - beta) * _kl(q, m)
+            mixture = _mix(log_p, log_q, beta)
+            return beta * _kl(log_p, mixture) + (1 - beta) * _kl(log_q, mixture)
+        case "skewed_forward_kl":
+            return _kl(log_p, _mix(log_p, log_q, skew))
+        case "skewed_reverse_kl":
+            return _kl(log_q, _mix(log_q, log_p, skew))
+        case "total_variation":
+            return (p - q).abs().sum() / 2
+        case "alpha_beta" if alpha <= 0 or alpha + beta <= 0:
+            log_q, log_p = _given_support(log_q, log_p)
+            return _alpha_beta(log_p, log_q, alpha, beta)
+        case "alpha_beta":
+            return _alpha_beta(log_p, log_q, alpha, beta)
     raise ValueError(kind)
 
 
-def _kl(a: Tensor, b: Tensor) -> Tensor:
-    held = a > 0
-    return (a[held] * (a[held].log() - b[held].log())).sum()
+def _kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    held = log_a > -torch.inf
+    return (log_a[held].exp() * (log_a[held] - log_b[held])).sum()
+
+
+def _mix(log_a: Tensor, log_b: Tensor, share_of_a: float) -> Tensor:
+    share = torch.tensor(share_of_a, dtype=torch.float64)
+    held = log_a > -torch.inf
+    both = torch.logaddexp(log_a.where(held, 0.0) + share.log(), log_b + (-share).log1p())
+    return both.where(held, log_b + (-share).log1p())
+
+
+def _given_support(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+    held = log_p > -torch.inf
+    return log_q[held].log_softmax(0), log_p[held]
+
+
+def _alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
+    """The published formula and its published limits."""
+    p, q = log_p.exp(), log_q.exp()
+    if a == 0 and b == 0:
+        return 0.5 * (log_p - log_q).square().sum()
+    if a == 0:
+        return (q**b * b * (log_q - log_p) - q**b + p**b).sum() / b**2
+    if b == 0:
+        held = p > 0
+        of_held = (p[held] ** a * a * (log_p[held] - log_q[held])).sum()
+        return (of_held - (p**a).sum() + (q**a).sum()) / a**2
+    if a + b == 0:
+        return (a * (log_q - log_p) + (q**a / p**a) ** -1 - 1).sum() / a**2
+    both = p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)
+    return -both.sum() / (a * b)

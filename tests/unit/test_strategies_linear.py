@@ -5,12 +5,12 @@ import sys
 
 import pytest
 import torch
-from loss_oracle import oracle
+from loss_oracle import oracle, topk_signal
 from torch import Tensor
 
-from strategies import heads
+from strategies import heads, linear
 from strategies.comparison import Part
-from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal, TopKSignal
+from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal
 from strategies.linear import vocabulary_loss
 
 N, WIDTH, VOCABULARY, KEPT = 11, 6, 23, 5
@@ -26,9 +26,10 @@ HEADS = {
 
 @pytest.fixture(autouse=True)
 def several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three or four rows a chunk, so that every test crosses chunk borders."""
+    """Chunks of three or four rows in blocks of two, so that every test crosses borders."""
     monkeypatch.setattr(heads, "LEAST_ROWS", 4)
     monkeypatch.setattr(heads, "CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(heads, "CPU_BLOCK_BYTES", 2 * 4 * VOCABULARY)
 
 
 class Case:
@@ -68,11 +69,8 @@ class Case:
         if kind == "dense":
             return DenseSignal(self.teacher_logits.float()), None
         width = self.teacher_logits.shape[1]
-        logprobs = self.teacher_logits.log_softmax(1)
-        kept = logprobs.topk(width if kind == "topk of all" else KEPT)
-        log_z = torch.stack([torch.logsumexp(logprobs / t, 1) for t in LADDER], 1)
-        signal = TopKSignal(kept.indices, kept.values.float(), log_z.float(), LADDER, width)
-        return signal, kept.indices if kind == "topk" else None
+        signal = topk_signal(self.teacher_logits, width if kind == "topk of all" else KEPT, LADDER)
+        return signal, signal.ids if kind == "topk" else None
 
 
 def _logits(hidden: Tensor, head: Head) -> Tensor:
@@ -216,22 +214,23 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_keep_theirs(frozen: str)
         assert got is None if name == frozen else torch.equal(got, gradient)
 
 
-def test_without_grad_mode_no_gradient_buffer_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_grad_mode_no_gradient_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case()
-    taken: list[str] = []
-    take = heads.Workspace.take
+    answers: list[Tensor | None] = []
+    compare = linear.compare
 
-    def spy(self: heads.Workspace, name: str, rows: int, width: int) -> Tensor:
-        taken.append(name)
-        return take(self, name, rows, width)
+    def spy(*arguments) -> Tensor | None:
+        answers.append(compare(*arguments))
+        return answers[-1]
 
-    monkeypatch.setattr(heads.Workspace, "take", spy)
+    monkeypatch.setattr(linear, "compare", spy)
     arguments = (case.hidden, case.head, case.targets, {}, [Part("cross_entropy")])
     with torch.no_grad():
         quiet, _ = vocabulary_loss(*arguments)
-    assert "student" in taken and "gradient" not in taken and not quiet.requires_grad
+    assert answers and not quiet.requires_grad
+    assert all(answer is None for answer in answers)
     loud, _ = vocabulary_loss(*arguments)
-    assert "gradient" in taken and torch.equal(loud.detach(), quiet)
+    assert answers[-1] is not None and torch.equal(loud.detach(), quiet)
 
 
 def test_the_weight_may_be_released_between_forward_and_backward() -> None:

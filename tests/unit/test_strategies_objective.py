@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from loss_oracle import topk_signal
 from torch import Tensor
 
 from strategies.contract import (
@@ -18,7 +19,6 @@ from strategies.contract import (
     LogitSignal,
     Outputs,
     Signals,
-    TopKSignal,
 )
 from strategies.objective import Objective, build_objective
 from strategies.specs import ObjectiveSpec
@@ -53,10 +53,7 @@ def _signal(kind: str, count: int) -> LogitSignal:
     logits = head.logits(hidden)
     if kind == "dense":
         return DenseSignal(logits)
-    logprobs = logits.log_softmax(1)
-    kept = logprobs.topk(VOCABULARY if kind == "topk of all" else 4)
-    log_z = torch.stack([torch.zeros(count), torch.logsumexp(logprobs / 2, 1)], 1)
-    return TopKSignal(kept.indices, kept.values, log_z, (1.0, 2.0), VOCABULARY)
+    return topk_signal(logits, VOCABULARY if kind == "topk of all" else 4, (1.0, 2.0))
 
 
 MIXTURE = (

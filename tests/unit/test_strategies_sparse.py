@@ -4,17 +4,15 @@ import math
 
 import pytest
 import torch
+from loss_oracle import topk_signal
 
 from strategies.contract import TopKSignal
 from strategies.divergences import forward_kl, reverse_kl
-from strategies.sparse import as_dense, coarse_student, coarse_teacher, log1mexp, log_partition
+from strategies.sparse import ABSENT, as_dense, coarse_student, coarse_teacher, log_rest
 
 
 def _signal(probabilities: list[float], k: int, ladder: tuple[float, ...]) -> TopKSignal:
-    logprobs = torch.tensor([probabilities], dtype=torch.float64).log()
-    kept = logprobs.topk(k)
-    log_z = torch.stack([torch.logsumexp(logprobs / t, 1) for t in ladder], 1)
-    return TopKSignal(kept.indices, kept.values.float(), log_z.float(), ladder, len(probabilities))
+    return topk_signal(torch.tensor([probabilities], dtype=torch.float64).log(), k, ladder)
 
 
 EVEN = [0.25, 0.25, 0.25, 0.25]
@@ -32,25 +30,38 @@ def test_the_students_bucket_is_the_sum_of_what_the_teacher_did_not_keep() -> No
     torch.testing.assert_close(coarse, torch.tensor([[0.1, 0.5, 0.4]]))
 
 
-def test_a_tiny_bucket_of_the_student_is_not_lost_to_rounding() -> None:
+def test_a_tiny_bucket_of_either_side_is_not_lost_to_rounding() -> None:
     logits = torch.tensor([[0.0, -60.0, -61.0]])
-    rest = coarse_student(logits, torch.tensor([[0]]), 1.0).log_softmax(1)[0, 1].item()
-    assert rest == pytest.approx(-60 + math.log1p(math.exp(-1)))
+    expected = -60 + math.log1p(math.exp(-1))
+    ours = coarse_student(logits, torch.tensor([[0]]), 1.0).log_softmax(1)[0, 1]
+    theirs = coarse_teacher(topk_signal(logits, 1, (1.0,)), 1.0, 3)[0, 1]
+    assert ours.item() == pytest.approx(expected) and theirs.item() == pytest.approx(expected)
 
 
-def test_a_rung_of_the_ladder_is_exact() -> None:
-    signal = _signal(SLOPING, 2, (1.0, 2.0))
-    roots = torch.tensor(SLOPING).sqrt()
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 4.0])
+def test_a_rung_of_the_ladder_is_exact(temperature: float) -> None:
+    signal = _signal(SLOPING, 2, (1.0, 2.0, 4.0))
+    roots = torch.tensor(SLOPING) ** (1 / temperature)
     expected = torch.tensor([[*roots[:2], roots[2:].sum()]]) / roots.sum()
-    torch.testing.assert_close(coarse_teacher(signal, 2.0, 5).exp(), expected)
+    torch.testing.assert_close(coarse_teacher(signal, temperature, 5).exp(), expected)
 
 
-def test_between_rungs_the_partition_is_linear_in_the_inverse_temperature() -> None:
-    # Even probabilities: log z = (1 - 1 / T) ln 4, linear in 1 / T, so interpolation is exact.
-    signal = _signal(EVEN, 2, (1.0, 4.0))
+def test_each_position_may_have_its_own_temperature() -> None:
+    logits = torch.tensor([SLOPING, SLOPING[::-1], SLOPING]).log()
+    signal = topk_signal(logits, 2, (1.0, 2.0, 4.0))
+    wanted = torch.tensor([4.0, 1.0, 1.7])
+    together = coarse_teacher(signal, wanted, 5)
+    for row, temperature in enumerate(wanted.tolist()):
+        alone = coarse_teacher(signal, temperature, 5)[row]
+        torch.testing.assert_close(together[row], alone)
+
+
+def test_between_rungs_the_bucket_is_linear_in_the_inverse_temperature() -> None:
+    # Even probabilities: log 2 - log 4 / T, linear in 1 / T, so interpolation is exact.
+    signal = _signal(EVEN, 2, (1.0, 2.5, 4.0))
     for temperature in (1.3, 2.0, 3.9):
-        got = log_partition(signal, temperature).item()
-        assert got == pytest.approx((1 - 1 / temperature) * math.log(4), rel=1e-6)
+        got = log_rest(signal, temperature).item()
+        assert got == pytest.approx(math.log(2) - math.log(4) / temperature, abs=1e-6)
 
 
 def test_between_rungs_the_bucket_errs_upwards() -> None:
@@ -60,30 +71,28 @@ def test_between_rungs_the_bucket_errs_upwards() -> None:
     assert exact < coarse_teacher(signal, 2.0, 5)[0, -1].exp().item() < exact + 0.1
 
 
-def test_temperature_one_is_known_without_a_rung() -> None:
-    signal = _signal(SLOPING, 2, (2.0, 4.0))
-    assert log_partition(signal, 1.0).item() == 0.0
-    inside = log_partition(signal, 1.5).item()
-    assert 0.0 < inside < log_partition(signal, 2.0).item()
-
-
-@pytest.mark.parametrize("temperature", [0.5, 4.5])
+@pytest.mark.parametrize("temperature", [0.5, 4.5, torch.tensor([4.5])])
 def test_a_temperature_outside_the_ladder_is_refused(temperature: float) -> None:
     with pytest.raises(ValueError, match=r"temperature .* outside .* ladder \[1.0, 4.0\]"):
-        log_partition(_signal(EVEN, 2, (1.0, 4.0)), temperature)
+        log_rest(_signal(EVEN, 2, (1.0, 4.0)), temperature)
 
 
-def test_kept_entries_that_sum_to_more_than_one_are_renormalised() -> None:
+def test_a_temperature_rounded_to_float32_is_still_on_its_rung() -> None:
+    signal = _signal(SLOPING, 2, (0.7,))
+    rounded = coarse_teacher(signal, torch.tensor([0.7]), 5)
+    torch.testing.assert_close(rounded, coarse_teacher(signal, 0.7, 5))
+
+
+def test_kept_entries_that_the_wire_has_rounded_up_are_renormalised() -> None:
     signal = TopKSignal(
         torch.tensor([[0, 1]]),
         torch.tensor([[0.7, 0.4]]).log(),
-        torch.zeros(1, 1),
+        torch.tensor([[0.1]]).log(),
         (1.0,),
         5,
     )
     coarse = coarse_teacher(signal, 1.0, 5).exp()
-    torch.testing.assert_close(coarse, torch.tensor([[7 / 11, 4 / 11, 0.0]]))
-    assert coarse[0, 2] > 0  # so that a divergence from the student's side is finite
+    torch.testing.assert_close(coarse, torch.tensor([[7 / 12, 4 / 12, 1 / 12]]))
 
 
 def test_kept_ids_beyond_the_student_are_dropped_and_the_rest_renormalised() -> None:
@@ -92,6 +101,13 @@ def test_kept_ids_beyond_the_student_are_dropped_and_the_rest_renormalised() -> 
     torch.testing.assert_close(coarse, torch.tensor([[0.0, 0.4, 0.6]]))
     student = coarse_student(torch.zeros(1, 4), signal.ids, 1.0).softmax(1)
     torch.testing.assert_close(student, torch.tensor([[0.0, 0.25, 0.75]]))
+
+
+def test_a_teacher_that_rules_the_rest_out_has_an_absent_bucket() -> None:
+    logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]])
+    coarse = coarse_teacher(topk_signal(logits, 2, (1.0, 2.0)), 1.5, 4)
+    torch.testing.assert_close(coarse[0, :2].exp(), torch.tensor([0.5, 0.5]))
+    assert coarse[0, 2] < ABSENT / 2
 
 
 def test_a_student_no_wider_than_the_kept_entries_is_refused() -> None:
@@ -106,14 +122,9 @@ def test_only_a_signal_that_keeps_everything_is_dense() -> None:
     torch.testing.assert_close(whole.exp(), torch.tensor([SLOPING[::-1]]))
 
 
-def test_log1mexp_is_accurate_at_both_ends() -> None:
-    got = log1mexp(torch.tensor([-1e-6, -math.log(2), -40.0], dtype=torch.float32))
-    assert got.tolist() == pytest.approx([math.log(1e-6), math.log(0.5), -math.exp(-40)], rel=1e-6)
-
-
-def test_a_bucket_below_float32_resolution_costs_almost_nothing_at_equality() -> None:
+def test_a_bucket_below_float32_resolution_costs_nothing_at_equality() -> None:
     logits = torch.tensor([[0.0, -40.0, -41.0]])
-    signal = TopKSignal(torch.tensor([[0]]), torch.zeros(1, 1), torch.zeros(1, 1), (1.0,), 3)
+    signal = topk_signal(logits, 1, (1.0,))
     coarse = coarse_student(logits, signal.ids, 1.0)
-    assert 0 <= forward_kl(coarse, coarse_teacher(signal, 1.0, 3)).item() < 1e-5
-    assert 0 <= reverse_kl(coarse, coarse_teacher(signal, 1.0, 3)).item() < 1e-5
+    assert abs(forward_kl(coarse, coarse_teacher(signal, 1.0, 3)).item()) < 1e-9
+    assert abs(reverse_kl(coarse, coarse_teacher(signal, 1.0, 3)).item()) < 1e-9

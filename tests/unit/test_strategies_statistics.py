@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from loss_oracle import oracle
+from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
 from strategies import heads
@@ -105,9 +105,9 @@ def test_a_role_with_logits_is_compared_through_the_students_vocabulary(
 def test_a_topk_role_is_compared_over_its_outcomes_and_has_no_likelihood() -> None:
     hidden, head, batch = _student()
     _, theirs = _teacher()
-    kept = theirs.log_softmax(1).topk(3)
-    ids = kept.indices.flip(1)  # the likeliest is not always first
-    signal = TopKSignal(ids, kept.values.flip(1), torch.zeros(COUNT, 1), (1.0,), VOCABULARY)
+    sent = topk_signal(theirs, 3, (1.0,))
+    ids = sent.ids.flip(1)  # the likeliest is not always first
+    signal = TopKSignal(ids, sent.logprobs.flip(1), sent.rest, (1.0,), VOCABULARY)
     sums = position_statistics(Outputs(hidden=hidden, head=head), batch, signal)
     logits = head.logits(hidden)
     want = oracle("forward_kl", logits, theirs, batch.kept_targets, kept=ids)
@@ -115,6 +115,16 @@ def test_a_topk_role_is_compared_over_its_outcomes_and_has_no_likelihood() -> No
     assert sums["agreement"] == (theirs.argmax(1) == logits.argmax(1)).sum()
     assert sums["teacher_correct"] == (theirs.argmax(1) == batch.kept_targets).sum()
     assert "teacher_nll" not in sums
+
+
+def test_a_role_known_by_draws_has_an_estimated_divergence_and_nothing_else() -> None:
+    hidden, head, batch = _student()
+    _, theirs = _teacher()
+    signal = sampled_signal(theirs, 4000, torch.Generator().manual_seed(3))
+    sums = position_statistics(Outputs(hidden=hidden, head=head), batch, signal)
+    want = oracle("forward_kl", head.logits(hidden), theirs, batch.kept_targets)
+    assert sums["kl"].item() == pytest.approx(want.item(), rel=0.05)
+    assert not {"agreement", "teacher_correct", "teacher_nll"} & set(sums)
 
 
 def test_a_model_compared_with_itself_agrees_everywhere() -> None:
