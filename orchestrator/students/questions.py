@@ -12,6 +12,8 @@ from orchestrator.pool import PoolClient
 from orchestrator.pool.cache import CacheLink
 from orchestrator.pool.source import Question, SignalSource
 from orchestrator.signals.asks import ask_of, exact_ask
+from orchestrator.signals.cache.records import RoleCard
+from orchestrator.signals.cache.roles import read_role
 from orchestrator.signals.encodings import decode, head_from_record
 from orchestrator.signals.records import SignalAsk
 from orchestrator.spec.models import HiddenEncoding
@@ -100,6 +102,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         job.fingerprints,
         spec.pool.window_bytes,
         window,
+        _cards(job) if pool is None else {},
     )
     heads: dict[str, Head | None] = {}
     vocabularies: dict[str, int] = {}
@@ -121,3 +124,10 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         vocabularies,
         sum(spec.roles[role].replicas for role in spec.used_roles) if pool else 0,
     )
+
+
+def _cards(job: StudentJob) -> dict[str, RoleCard]:
+    """What the cache knows of roles that nobody serves."""
+    path = "" if job.cache is None else job.cache.path
+    cards = {role: read_role(path, fingerprint) for role, fingerprint in job.fingerprints.items()}
+    return {role: card for role, card in cards.items() if card is not None}
