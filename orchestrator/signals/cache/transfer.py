@@ -57,6 +57,7 @@ def export_to(path: str | Path, uri: str) -> Exported:
     copied = nbytes = there = 0
     with _remote(uri):
         _check_version(files, root, uri, empty_is_fine=True)
+        files.pipe_file(f"{root}/{folder.FORMAT}", (folder.VERSION + "\n").encode())
         for part in (folder.SEGMENTS, folder.ROLES):
             files.makedirs(f"{root}/{part}", exist_ok=True)
             sizes = _sizes(files, f"{root}/{part}")
@@ -72,7 +73,6 @@ def export_to(path: str | Path, uri: str) -> Exported:
                         raise
                     continue  # evicted meanwhile
                 copied, nbytes = copied + 1, nbytes + size
-        files.pipe_file(f"{root}/{folder.FORMAT}", (folder.VERSION + "\n").encode())
     return Exported(copied, nbytes, there)
 
 
