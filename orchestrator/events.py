@@ -73,6 +73,7 @@ class Labelled:
     """How far the labelling of one role's answers is. The first one comes before the work."""
 
     job: str
+    part: int  # of the labelling: one for each role and encoding
     role: str
     encoding: str
     samples: int  # asked about in all

@@ -113,6 +113,8 @@ class Session:
             summary["cost"] = {"student_device_s": _student_s(summary, job)}
             if pool is not None:
                 _add_pool(summary, before, pool.status())
+            if student.cache is not None:
+                summary["cache"]["store"] = self._caches[student.cache.path].stats()
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary
@@ -173,7 +175,7 @@ class Session:
             )
         self._warn_of(resolved, cache)
         fingerprints = self._fingerprints(resolved, pool, cache)
-        told: dict[str, Any] = {}
+        told: dict[int, dict[str, Any]] = {}
         for event in labelled(
             LabelJob(
                 resolved,
@@ -185,14 +187,16 @@ class Session:
                 fingerprints,
             )
         ):
-            told[f"{event.role} {event.encoding}"] = {
+            told[event.part] = {
+                "role": event.role,
+                "encoding": event.encoding,
                 "samples": event.samples,
                 "computed": event.done,
                 "bytes": event.nbytes,
             }
             self._on_event(event)
         note_sources(resolved, cache, fingerprints)
-        return {"status": "done", "job": job.name, "labelled": told}
+        return {"status": "done", "job": job.name, "labelled": list(told.values())}
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
@@ -231,7 +235,7 @@ class Session:
         )
         key = json.dumps(
             [
-                {name: role.model_dump(mode="json", by_alias=True) for name, role in roles.items()},
+                {name: role.served() for name, role in roles.items()},
                 [wanted.restarts, wanted.deterministic, wanted.seed, wanted.packing],
             ],
             sort_keys=True,

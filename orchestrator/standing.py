@@ -80,7 +80,7 @@ def standing_plan(jobs: Sequence[JobSpec]) -> PoolPlan:
                 "pool", f"of {job.name} differs from that of {first.name}", "Name one pool a file"
             )
         for name in job.used_roles:
-            if roles.setdefault(name, job.roles[name]) != job.roles[name]:
+            if roles.setdefault(name, job.roles[name]).served() != job.roles[name].served():
                 raise SpecError(
                     f"roles.{name}", f"of {job.name} differs from an earlier job's", "Make it equal"
                 )

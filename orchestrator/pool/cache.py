@@ -28,7 +28,7 @@ from .translate import translated
 
 log = logging.getLogger(__name__)
 
-PUBLISH_S = 30.0
+CALL_S = 30.0
 SEVERAL_WAIT_S = 1.0
 """Longest wait at one of several owners while another may have news."""
 
@@ -68,13 +68,32 @@ class Cache:
             raise translated(error, "cache", "open") from error
         return [reason for reason in busy if reason is not None]
 
+    def stats(self) -> dict[str, int]:
+        """Counts of the owners' stores in their present life, summed; see `CacheStats`."""
+        total: dict[str, int] = {}
+        for stats in self._told("stats"):
+            for name, value in stats.items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def pids(self) -> list[int]:
+        """Processes of the owners."""
+        return self._told("pid")
+
     def publish(self) -> None:
         """Have owners write what they hold in memory. They stay for others."""
+        self._told("flush")
+
+    def _told(self, method: str) -> list[Any]:
+        """What each owner answers; one that is away is left out, and logged."""
+        answers: list[Any] = []
         for owner in self.handle.owners:
             try:
-                ray.get(ray.get_actor(owner.name, NAMESPACE).flush.remote(), timeout=PUBLISH_S)
+                actor = ray.get_actor(owner.name, NAMESPACE)
+                answers.append(ray.get(getattr(actor, method).remote(), timeout=CALL_S))
             except (RayError, ValueError) as error:  # ValueError: it has ended
-                log.warning("%s could not publish its last records: %s", owner.name, error)
+                log.warning("%s does not answer %s: %s", owner.name, method, error)
+        return answers
 
 
 def _owner_actor(owner: Owner, path: str, max_bytes: int) -> Any:

@@ -138,10 +138,14 @@ class CacheOwner:
         if self._store is not None:
             await self._in_store(self._store.flush)
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, int]:
         """Counts of the store, and claims open."""
         stats = {} if self._store is None else await self._in_store(self._store.stats_dict)
-        return {**stats, "claims": len(self._claims), "pid": os.getpid(), "busy": self.busy}
+        return {**stats, "claims": len(self._claims)}
+
+    async def pid(self) -> int:
+        """This process."""
+        return os.getpid()
 
     # --- inside ----------------------------------------------------------------------------------
 

@@ -141,6 +141,7 @@ class Labeller:
         def told(seconds_left: float | None) -> Labelled:
             return Labelled(
                 self._job.spec.name,
+                index,
                 part.role,
                 part.ask.kind,
                 len(part.samples),

@@ -180,6 +180,10 @@ class RoleSpec(ModelSpec):
     max_queue: PositiveInt = 64
     """Requests a replica holds before it refuses more with a retry hint."""
 
+    def served(self) -> dict[str, Any]:
+        """What decides a replica: all but the encoding, which is each request's own."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"encoding"})
+
     @model_validator(mode="after")
     def _several_gpus_are_shared_in_a_stated_way(self) -> "RoleSpec":
         several = self.resources.gpus > 1
