@@ -229,7 +229,7 @@ class Store:
     def prune_all(self) -> None:
         """Remove every segment and every role card."""
         with self._writing:
-            self.prune_to(0)
+            self.prune_to(-1)  # what is empty takes no room, and goes too
             for file in (self.path / folder.ROLES).glob("*.arrow"):
                 file.unlink()
 
