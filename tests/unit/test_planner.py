@@ -18,7 +18,13 @@ from orchestrator.planner.machine import this_machine
 from orchestrator.planner.sizes import ModelSize, estimate_parameters, model_size
 from orchestrator.planner.tokenizers import job_tokenizer
 from orchestrator.spec import JobSpec, resolved_yaml
-from orchestrator.spec.models import HiddenEncoding, ModelSpec, TopKEncoding
+from orchestrator.spec.models import (
+    FullEncoding,
+    HiddenEncoding,
+    ModelSpec,
+    SampledEncoding,
+    TopKEncoding,
+)
 
 ARCHITECTURE = {
     "model_type": "llama",
@@ -92,18 +98,26 @@ def test_a_role_that_nobody_asks_is_warned_of_and_not_counted() -> None:
     [
         (HiddenEncoding(kind="hidden", dtype="float32"), 100, 64),
         (HiddenEncoding(kind="hidden", dtype="bfloat16"), 100, 32),
-        (TopKEncoding(kind="topk", k=8), 65536, 8 * (2 + 2) + 4),
-        (TopKEncoding(kind="topk", k=8), 65537, 8 * (4 + 2) + 4),
+        (TopKEncoding(kind="topk", k=8), 65536, 16 + 8 * 2 + 4),
+        (TopKEncoding(kind="topk", k=8), 65537, 17 + 8 * 2 + 4),
         (
-            TopKEncoding(kind="topk", k=64, dtype="float32", temperatures=[1.0, 2.0]),
+            TopKEncoding(kind="topk", k=10, dtype="int8", temperatures=[1.0, 2.0]),
             10,
-            10 * (2 + 4) + 8,
+            5 + 10 + 2 * 2 + 8,
         ),
+        (SampledEncoding(kind="sampled"), 65536, 12 * 2 + 4),
+        (SampledEncoding(kind="sampled", temperature=2.0), 65536, 12 * 2 + 12 + 4 + 4),
+        (FullEncoding(kind="full", dtype="float16"), 100, 200),
     ],
 )
 def test_bytes_of_a_position(encoding: Any, vocabulary: int, expected: int) -> None:
     assert bytes_per_position(encoding, ModelSize(1, 16, vocabulary)) == expected
     assert bytes_per_position(encoding, ModelSize()) is None
+
+
+def test_more_entries_than_the_vocabulary_are_refused_by_the_planner() -> None:
+    with pytest.raises(SpecError, match=r"roles\.tutor\.encoding\.k: is 64, .* is 10"):
+        bytes_per_position(TopKEncoding(kind="topk"), ModelSize(1, 16, 10), "tutor")
 
 
 @pytest.mark.parametrize(

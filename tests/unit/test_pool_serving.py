@@ -9,11 +9,17 @@ import pytest
 from pool_fakes import FakeEngine, expected_hidden, fake_request
 
 from orchestrator.errors import SpecError, WorkerBusy, WorkerRaised
-from orchestrator.pool.answers import answer_bytes, empty_answer
+from orchestrator.pool.answers import answer_bytes, empty_answer, wanted_counts
 from orchestrator.pool.desk import Desk, for_attempt
 from orchestrator.pool.fairness import FairQueue
-from orchestrator.pool.records import RoleDescription
-from orchestrator.signals.records import HiddenAsk, Request, TopKAsk
+from orchestrator.signals.records import (
+    PROTOCOL,
+    AttentionAsk,
+    HiddenAsk,
+    Request,
+    RoleDescription,
+    TopKAsk,
+)
 
 WAIT_S = 20.0
 
@@ -91,7 +97,8 @@ def test_a_desk_answers_and_reports(open_desk):
     np.testing.assert_array_equal(reply.arrays["hidden"], expected_hidden(request))
     assert (reply.fingerprint, reply.vocabulary, reply.attempt) == ("teacher-w", 100, 1)
     stats = desk.stats()
-    assert stats.served == 1 and stats.queued == 0 and stats.description is not None
+    assert (stats.served, stats.samples, stats.queued) == (1, 2, 0)
+    assert stats.description is not None
     head = desk.head().result(WAIT_S)
     assert head is not None and head.weight.shape == (100, 4)
 
@@ -132,12 +139,24 @@ def test_no_wanted_positions_are_answered_without_a_forward(open_desk):
     reply = desk.submit(fake_request("r", wanted=False)).result(WAIT_S)
     assert reply.arrays["hidden"].shape == (0, 4) and reply.arrays["hidden"].dtype == np.float32
     assert engine.forwards == 0
+    assert (desk.stats().served, desk.stats().samples) == (1, 0)
+
+
+def test_samples_are_counted_once_each_and_only_where_something_is_wanted(open_desk):
+    engine = GatedEngine()
+    desk = open_desk(lambda: engine)
+    request = fake_request("r", samples=3)
+    request.wanted[:3] = False  # of the first sample nothing
+    first, again = desk.submit(request), desk.submit(replace(request, attempt=2))
+    engine.go.release()
+    assert again.result(WAIT_S) is first.result(WAIT_S)
+    assert desk.stats().samples == 2
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocol": 99}, "speaks 1"),
+        ({"protocol": 99}, f"speaks {PROTOCOL}"),
         ({"role": "assistant"}, "serves 'teacher'"),
         ({"fingerprint": "other"}, "wants fingerprint other, the pool serves teacher-w"),
     ],
@@ -180,11 +199,30 @@ def test_a_load_that_raises_fails_those_who_wait_and_those_who_come(open_desk):
         (HiddenAsk("float32"), 10 * 8 * 4),
         (HiddenAsk("bfloat16"), 10 * 8 * 2),
         (TopKAsk(4, "float16", (1.0, 2.0)), 10 * (4 * 2 + 4 * 2 + 2 * 4)),
+        (TopKAsk(4, "int8", (1.0,)), 10 * (4 * 2 + 4 + 4 + 4)),
+        (AttentionAsk(("a",), "float16"), 10 * 3 * 50 * 2),
     ],
 )
 def test_the_size_of_an_answer_is_known_from_the_ask(ask, nbytes):
-    role = RoleDescription("teacher", "w", vocabulary=65536, width=8, parameters=1)
-    assert answer_bytes(ask, 10, role) == nbytes
-    wide = replace(role, vocabulary=65537)  # ids no longer fit 16 bits
-    assert answer_bytes(ask, 10, wide) == nbytes + (80 if isinstance(ask, TopKAsk) else 0)
+    role = RoleDescription(
+        "teacher", "w", vocabulary=65536, width=8, parameters=1, attention={"a": 3}
+    )
+    assert answer_bytes(ask, 10, role, longest=50) == nbytes
+    wide = replace(role, vocabulary=65537)  # ids take 17 bits then: 9 bytes for four
+    more = 10 if isinstance(ask, TopKAsk) else 0
+    assert answer_bytes(ask, 10, wide, longest=50) == nbytes + more
     assert all(len(array) == 0 for array in empty_answer(ask, role).values())
+
+
+def test_wanted_positions_are_counted_by_sample():
+    request = replace(
+        fake_request("r"),
+        tokens=np.zeros(6, np.int32),
+        lengths=np.array([2, 0, 3, 1], np.int32),
+        wanted=np.array([True, False, True, True, False, False]),
+    )
+    assert wanted_counts(request).tolist() == [1, 0, 2, 0]
+    with pytest.raises(ValueError, match="add up to 7"):
+        wanted_counts(replace(request, lengths=np.array([7], np.int32)))
+    with pytest.raises(ValueError, match="add up to 6"):
+        wanted_counts(replace(request, lengths=np.array([8, -2], np.int32)))

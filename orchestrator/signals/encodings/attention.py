@@ -12,7 +12,7 @@ from orchestrator.signals.records import AttentionAsk, Reply
 from strategies.contract import AttentionSignal
 
 from .outputs import RoleOutputs
-from .wire import bad, check_arrays, from_wire, largest_value, to_wire
+from .wire import bad, check_arrays, check_names, from_wire, largest_value, to_wire
 
 
 def encode(ask: AttentionAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
@@ -28,11 +28,10 @@ def decode(
     reply: Reply, ask: AttentionAsk, positions: int | None, device: torch.device | str
 ) -> AttentionSignal:
     """Probabilities in the wire's dtype."""
-    shapes = {name: array.shape for name, array in reply.arrays.items() if array.ndim == 3}
-    heads = {name: shape[1] for name, shape in shapes.items()}
-    longest = max((shape[2] for shape in shapes.values()), default=0)
-    if set(heads) != set(ask.layers):
-        raise bad(reply, f"holds arrays {sorted(reply.arrays)}, expected {sorted(ask.layers)}")
+    check_names(reply, ask.layers)
+    # What is no cube is refused below: no such module has 0 heads.
+    heads = {name: a.shape[1] if a.ndim == 3 else 0 for name, a in reply.arrays.items()}
+    longest = max((a.shape[2] for a in reply.arrays.values() if a.ndim == 3), default=0)
     check_arrays(reply, layout(ask, Sizes(reply.role, attention=heads), longest), positions)
     found = {path: from_wire(reply.arrays[path], ask.dtype) for path in ask.layers}
     for path, tensor in found.items():

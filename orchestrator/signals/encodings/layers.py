@@ -17,7 +17,7 @@ from strategies.contract import LayersSignal
 
 from .outputs import RoleOutputs
 from .uniforms import signs
-from .wire import bad, check_arrays, from_wire, largest_value, to_wire
+from .wire import bad, check_arrays, check_names, from_wire, largest_value, to_wire
 
 
 def encode(ask: LayersAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
@@ -35,7 +35,9 @@ def decode(
     reply: Reply, ask: LayersAsk, positions: int | None, device: torch.device | str
 ) -> LayersSignal:
     """Outputs in the wire's dtype."""
-    widths = {name: array.shape[-1] for name, array in reply.arrays.items() if array.ndim}
+    check_names(reply, ask.layers)
+    # What is no matrix is refused below: no such module has width 0.
+    widths = {name: a.shape[1] if a.ndim == 2 else 0 for name, a in reply.arrays.items()}
     check_arrays(reply, layout(ask, Sizes(reply.role, layers=widths)), positions)
     found = {path: from_wire(reply.arrays[path], ask.dtype) for path in ask.layers}
     for path, tensor in found.items():

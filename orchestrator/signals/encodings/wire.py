@@ -5,6 +5,7 @@ that is not finite, is an error. Imports torch and numpy; never ray, deepspeed o
 """
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -88,14 +89,23 @@ def ids_from_wire(reply: Reply, count: int, device: torch.device | str) -> Tenso
     return torch.from_numpy(ids).to(device)
 
 
+def check_names(reply: Reply, expected: Iterable[str]) -> None:
+    """Refuse arrays of other names.
+
+    Raises:
+        ValueError: says which there are.
+    """
+    if set(reply.arrays) != set(expected):
+        raise bad(reply, f"holds arrays {sorted(reply.arrays)}, expected {sorted(expected)}")
+
+
 def check_arrays(reply: Reply, expected: Layout, positions: int | None) -> None:
     """Names, shapes and types of a reply's arrays; all have one N.
 
     Raises:
         ValueError: they are not as expected.
     """
-    if set(reply.arrays) != set(expected):
-        raise bad(reply, f"holds arrays {sorted(reply.arrays)}, expected {sorted(expected)}")
+    check_names(reply, expected)
     first = next(iter(reply.arrays.values()))
     rows = positions if positions is not None else len(first) if first.ndim else 0
     for name, (trailing, dtype) in expected.items():
