@@ -115,6 +115,10 @@ class Catalogue:
         """Forget where a record lies."""
         self._asked(lambda index: index.drop_record(key))
 
+    def drop_role(self, fingerprint: str) -> int:
+        """Forget where the records of a role lie; how many those were."""
+        return self._asked(lambda index: index.drop_role(fingerprint))
+
     def make_room(self, wanted: int, limit: int) -> None:
         """Evict until `wanted` more bytes fit below the limit.
 

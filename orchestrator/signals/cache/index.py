@@ -211,6 +211,15 @@ class Index:
         with self._writing():
             self._db.execute("DELETE FROM records WHERE key = ?", (key,))
 
+    def drop_role(self, fingerprint: str) -> int:
+        """Forget all records of a role; how many those were."""
+        forms = [(id_,) for id_, form in self._forms.items() if form.fingerprint == fingerprint]
+        with self._writing():
+            return sum(
+                self._db.execute("DELETE FROM records WHERE form = ?", form).rowcount
+                for form in forms
+            )
+
     def use(self, used: Mapping[str, int]) -> None:
         """Record when segments were last used; unknown ones are passed over."""
         with self._writing():

@@ -244,22 +244,24 @@ class Store:
         """
         with self._writing:
             self.flush()
-            removed = sum(
-                self._without_role(name, fingerprint) for name in self._catalogue.segments()
-            )
+            with self._state:
+                removed = self._catalogue.drop_role(fingerprint)
+                names = self._catalogue.segments()
+            for name in names:
+                self._rewrite_without(name, fingerprint)
             role_file(self.path, fingerprint).unlink(missing_ok=True)
         return removed
 
-    def _without_role(self, name: str, fingerprint: str) -> int:
-        """Replace a segment by one without a role's records; how many of those were live."""
+    def _rewrite_without(self, name: str, fingerprint: str) -> None:
+        """Replace a segment that has records of a role by one that has the others."""
         rows = scan_segment(self.path / folder.SEGMENTS / name).rows
         if all(place.fingerprint != fingerprint for _, place in rows):
-            return 0
-        removed, failures = 0, self._tally.write_failures
-        for (key, place), live in zip(rows, self._catalogue.live(rows), strict=True):
-            if live and place.fingerprint == fingerprint:
-                removed += 1
-            elif live and (record := self.reader.read(key, place)) is not None:
+            return
+        failures = self._tally.write_failures
+        with self._state:
+            live = self._catalogue.live(rows)
+        for (key, place), stays in zip(rows, live, strict=True):
+            if stays and (record := self.reader.read(key, place)) is not None:
                 self._append(record)
         self.flush()
         if self._tally.write_failures > failures:
@@ -269,7 +271,6 @@ class Store:
             )
         with self._state:
             self._catalogue.remove(name)
-        return removed
 
     # --- records on their way in -----------------------------------------------------------------
 
