@@ -23,6 +23,7 @@ from orchestrator.signals.layouts import Sizes, layout
 from orchestrator.signals.records import Reply, SampledAsk
 from strategies.contract import SampledSignal
 
+from .codes import IMPOSSIBLE
 from .outputs import RoleOutputs
 from .uniforms import uniforms
 from .wire import (
@@ -54,15 +55,14 @@ def encode(ask: SampledAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
     weights = torch.empty((rows, ask.draws), dtype=torch.float32, device=device)
     entropy = torch.empty(rows, dtype=torch.float32, device=device)
     for part, z in outputs.chunks():
-        log_p = z.sub_(torch.logsumexp(z, -1, keepdim=True))
-        p = log_p.exp()
-        entropy[part] = torch.special.entr(p).sum(-1)
-        if ask.temperature == 1.0:
-            log_q, q = log_p, p
-        else:
-            log_q = torch.log_softmax(log_p / ask.temperature, -1)
+        log_p = log_q = torch.log_softmax(z, -1)
+        q = log_p.exp()
+        # 0 * -inf is no number; an impossible entry adds nothing.
+        entropy[part] = -torch.linalg.vecdot(q, log_p.clamp_min(IMPOSSIBLE))
+        if ask.temperature != 1.0:
+            log_q = torch.log_softmax(z.div_(ask.temperature), -1)
             q = log_q.exp()
-        cumulated = (q * _ONE).to(torch.int64).cumsum_(-1)
+        cumulated = q.mul_(_ONE).to(torch.int64).cumsum_(-1)
         targets = (comb[part].to(device) * cumulated[:, -1:]).to(torch.int64)
         ids[part] = torch.searchsorted(cumulated, targets, right=True)
         if ask.temperature != 1.0:

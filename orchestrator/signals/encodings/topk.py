@@ -44,12 +44,14 @@ def encode(ask: TopKAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
     logprobs = torch.empty((rows, ask.k), dtype=torch.float32, device=device)
     rest = torch.empty((rows, len(ask.temperatures)), dtype=torch.float32, device=device)
     for part, z in outputs.chunks():
-        z -= torch.logsumexp(z, -1, keepdim=True)
-        logprobs[part], ids[part] = torch.topk(z, ask.k, dim=-1)
+        kept, ids[part] = torch.topk(z, ask.k, dim=-1)
         z.scatter_(1, ids[part], -torch.inf)
+        others = torch.logsumexp(z, -1)
+        log_z = torch.logaddexp(torch.logsumexp(kept, -1), others)
+        logprobs[part] = kept - log_z.unsqueeze(1)
         for rung, temperature in enumerate(ask.temperatures):
-            softened = z if temperature == 1.0 else z / temperature
-            rest[part, rung] = torch.logsumexp(softened, -1)
+            softened = others if temperature == 1.0 else torch.logsumexp(z / temperature, -1)
+            rest[part, rung] = softened - log_z / temperature
     return {
         "ids": ids_to_wire(ids, vocabulary),
         **logs_to_wire("logprobs", logprobs, ask.dtype),
