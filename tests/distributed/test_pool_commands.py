@@ -1,58 +1,26 @@
-"""`stillhouse pool up | status | down`, the commands themselves, against a cluster that stays."""
+"""Standing pools by the commands themselves, against a cluster that stays."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
+from staying_cluster import start, staying_cluster, stillhouse
 
-from orchestrator.spec import resolved_yaml
+from orchestrator.data import end_to_end, prepare
+from orchestrator.pool.label import needed
+from orchestrator.pool.source import pieces_of
+from orchestrator.spec import JobSpec, resolved_yaml
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
-BIN = Path(sys.executable).parent
-
-
-def _stillhouse(*arguments: str, cluster: str) -> subprocess.CompletedProcess[str]:
-    """One command, in a process of its own as a user would give it."""
-    environment = {**os.environ, "RAY_ADDRESS": cluster, "RAY_AUTH_MODE": "token"}
-    return subprocess.run(
-        [str(BIN / "stillhouse"), *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Ray of one node on loopback that is there before the commands and after them."""
-    folder = tmp_path_factory.mktemp("ray")
-    program = (
-        "import ray, sys\n"
-        "context = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,"
-        f" _temp_dir={str(folder)!r})\n"
-        "print(context.address_info['gcs_address'], flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    head = subprocess.Popen(
-        [sys.executable, "-c", program],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert head.stdout is not None
-    try:
-        yield head.stdout.readline().strip()
-    finally:
-        head.communicate(input="", timeout=60)
+def cluster() -> Iterator[str]:
+    with staying_cluster(cpus=4) as address:
+        yield address
 
 
 def test_a_pool_goes_up_serves_a_job_and_goes_down(cluster: str, tmp_path: Path) -> None:
@@ -66,23 +34,71 @@ def test_a_pool_goes_up_serves_a_job_and_goes_down(cluster: str, tmp_path: Path)
     file = tmp_path / "job.yaml"
     file.write_text(resolved_yaml([spec]))
 
-    absent = _stillhouse("pool", "status", "shared", cluster=cluster)
+    absent = stillhouse("pool", "status", "shared", cluster=cluster)
     assert absent.returncode == 2 and "no pool named 'shared'" in absent.stderr
 
-    up = _stillhouse("pool", "up", str(file), cluster=cluster)
+    up = stillhouse("pool", "up", str(file), cluster=cluster)
     assert up.returncode == 0, up.stderr
-    again = _stillhouse("pool", "up", str(file), cluster=cluster)
+    again = stillhouse("pool", "up", str(file), cluster=cluster)
     assert again.returncode == 2 and "a pool named 'shared' is up" in again.stderr
 
-    status = _stillhouse("pool", "status", "shared", cluster=cluster)
+    status = stillhouse("pool", "status", "shared", cluster=cluster)
     assert status.returncode == 0, status.stderr
     assert json.loads(status.stdout)["roles"]["teacher"]["fingerprint"]
 
-    run = _stillhouse("run", str(file), "--json", cluster=cluster)
+    run = stillhouse("run", str(file), "--json", cluster=cluster)
     assert run.returncode == 0, run.stderr
     summary = json.loads(run.stdout.splitlines()[-1])["jobs"][0]
     assert summary["pool"]["asked"] == summary["pool"]["consumed"] > 0
 
-    down = _stillhouse("pool", "down", "shared", cluster=cluster)
+    down = stillhouse("pool", "down", "shared", cluster=cluster)
     assert down.returncode == 0, down.stderr
-    assert _stillhouse("pool", "status", "shared", cluster=cluster).returncode == 2
+    assert stillhouse("pool", "status", "shared", cluster=cluster).returncode == 2
+
+
+def _records(spec: JobSpec, fingerprint: str, folder: Path) -> int:
+    """Distinct records that a job needs, counted from its data alone."""
+    data = prepare(spec.data, str(tiny.TOKENIZER), str(folder))
+    keys: set[bytes] = set()
+    for part in needed(spec, data, {"teacher": True}):
+        flat = end_to_end(part.store, [part.samples])
+        keys |= {piece.want.key for piece in pieces_of(flat, fingerprint, part.ask)}
+    return len(keys)
+
+
+def test_two_jobs_at_once_packed_differently_ask_for_each_record_once(
+    cluster: str, tmp_path: Path
+) -> None:
+    """Two drivers on one pool: it ran what was distinct, and both learn what they learn alone."""
+    teacher, text = tiny.save_teacher(tmp_path / "teacher"), tiny.save_text(tmp_path / "text")
+
+    def summary_of(out: str) -> dict[str, Any]:
+        return json.loads(out.splitlines()[-1])["jobs"][0]
+
+    def job(seed: int, **changes: Any) -> str:
+        changes = {"pool": {"kind": "standing", "name": "two"}, **changes}
+        file = tmp_path / f"{len(list(tmp_path.iterdir()))}.yaml"
+        spec = tiny.job(teacher, text, tmp_path / "runs", seed=seed, **changes)
+        file.write_text(resolved_yaml([spec]))
+        return str(file)
+
+    cached = {"cache": {"path": str(tmp_path / "cache")}}
+    files = [job(seed, **cached) for seed in (0, 1)]
+    up = stillhouse("pool", "up", files[0], cluster=cluster)
+    assert up.returncode == 0, up.stderr
+    runs = [start("run", file, "--json", cluster=cluster) for file in files]
+    told = [run.communicate(timeout=280) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], [error[-2000:] for _, error in told]
+    summaries = [summary_of(out) for out, _ in told]
+    status = stillhouse("pool", "status", "two", cluster=cluster)
+    (role,) = json.loads(status.stdout)["roles"].values()
+    spec = tiny.job(teacher, text, tmp_path / "runs")
+    distinct = _records(spec, role["fingerprint"], tmp_path / "data")
+    assert sum(replica["samples"] for replica in role["replicas"]) == distinct
+    assert sum(summary["cache"]["misses"] for summary in summaries) == distinct
+    found = [summary["cache"]["hits"] + summary["cache"]["shared"] for summary in summaries]
+    assert max(found) > 0, "neither had anything of the other"
+    for seed, summary in enumerate(summaries):
+        alone = stillhouse("run", job(seed), "--json", cluster=cluster)
+        assert summary_of(alone.stdout)["weights_sha256"] == summary["weights_sha256"]
+    assert stillhouse("pool", "down", "two", cluster=cluster).returncode == 0
