@@ -28,7 +28,8 @@ store = Store.open(sys.argv[1], 400_000, segment_bytes=12_000)
 print("open", flush=True)
 for i in itertools.count(int(sys.argv[2])):
     store.put([record(i, width=300)])
-    store.put_role(card(f"role {i}"))
+    if i % 13 == 0:
+        store.put_role(card(f"role {i}"))
     if i % 7 == 0:
         store.find([record(i // 2, width=300).key])
     if i % 11 == 0:
@@ -57,7 +58,7 @@ def test_a_writer_killed_at_any_moment_leaves_a_sound_cache(tmp_path: Path) -> N
         writer = python(WRITER, str(tmp_path), str(begin))
         assert writer.stdout is not None
         assert writer.stdout.readline() == "open\n"
-        time.sleep(rng.uniform(0.02, 0.4))  # the moment of the kill, not a hope for order
+        time.sleep(rng.uniform(0.1, 0.6))  # the moment of the kill, not a hope for order
         writer.send_signal(signal.SIGKILL)
         published = [int(line) for line in writer.stdout.read().split()]
         writer.wait(timeout=30)

@@ -119,16 +119,18 @@ class Catalogue:
         """Forget where the records of a role lie; how many those were."""
         return self._asked(lambda index: index.drop_role(fingerprint))
 
-    def make_room(self, wanted: int, limit: int) -> None:
-        """Evict until `wanted` more bytes fit below the limit.
+    def make_room(self, wanted: int, limit: int) -> bool:
+        """Evict until `wanted` more bytes fit below the limit; whether there was need to.
 
         Raises:
             OSError: they never will.
         """
         if wanted > limit:
             raise OSError(f"a segment of {wanted} bytes is beyond the limit of {limit}")
-        if self.nbytes() + wanted > limit:
-            self.evict_to(max(0, int(limit * KEPT_SHARE) - wanted))
+        if self.nbytes() + wanted <= limit:
+            return False
+        self.evict_to(max(0, int(limit * KEPT_SHARE) - wanted))
+        return True
 
     def evict_to(self, limit: int) -> None:
         """Remove the segments least recently used until the rest has at most so many bytes."""

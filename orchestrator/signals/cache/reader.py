@@ -18,6 +18,8 @@ from .records import CacheRecord, Place
 log = logging.getLogger(__name__)
 
 MOST_OPEN = 32
+SWEEP_EVERY = 256
+"""Reads after which files of evicted segments are closed: until then they take room on disk."""
 
 
 @dataclass(slots=True)
@@ -66,6 +68,8 @@ class Reader:
         with self._lock:
             self.counts.records += 1
             self.counts.nbytes += place.length
+            if self.counts.records % SWEEP_EVERY == 0:
+                self._sweep()
         return record
 
     def close(self) -> None:
@@ -84,12 +88,14 @@ class Reader:
                 self._files.move_to_end(segment)
                 return file
             file = self._files[segment] = _File(self._folder / segment)
-            # An evicted segment takes its place on disk until the last handle is gone.
-            for name in [name for name, each in self._files.items() if each.evicted()]:
-                del self._files[name]
+            self._sweep()
             while len(self._files) > MOST_OPEN:
                 self._files.popitem(last=False)
             return file
+
+    def _sweep(self) -> None:
+        for name in [name for name, each in self._files.items() if each.evicted()]:
+            del self._files[name]
 
 
 class _File:

@@ -225,6 +225,7 @@ class Store:
             self.flush()
             with self._state:
                 self._catalogue.evict_to(max_bytes)
+            self.reader.close()  # an open file would keep its room on disk
 
     def prune_all(self) -> None:
         """Remove every segment and every role card."""
@@ -327,7 +328,8 @@ class Store:
     def _publish(self, sealed: Pending) -> None:
         with self._state:
             wanted = most_bytes(sealed.rows, len(sealed.payload))
-            self._catalogue.make_room(wanted, self._max_bytes)
+            if self._catalogue.make_room(wanted, self._max_bytes):
+                self.reader.close()  # an open file would keep its room on disk
             name = self._catalogue.new_name()
         segments = self.path / folder.SEGMENTS
         begin = write_segment(segments, name, sealed.rows, sealed.payload)
