@@ -44,7 +44,7 @@ class Session:
     def __init__(self, jobs: Sequence[JobSpec], on_event: Callable[[Event], None]) -> None:
         self._jobs, self._on_event = jobs, on_event
         self.pools: dict[str, Pool] = {}
-        self._caches: dict[str, Cache] = {}
+        self.caches: dict[str, Cache] = {}
         self._group: Group | None = None
         self._began = time.monotonic()
         self._started_ray = False
@@ -68,7 +68,7 @@ class Session:
         finally:
             for pool in self.pools.values():
                 pool.down()
-            for cache in self._caches.values():
+            for cache in self.caches.values():
                 cache.publish()
             self._leave_ray()
 
@@ -114,7 +114,7 @@ class Session:
             if pool is not None:
                 _add_pool(summary, before, pool.status())
             if student.cache is not None:
-                summary["cache"]["store"] = self._caches[student.cache.path].stats()
+                summary["cache"]["store"] = self.caches[student.cache.path].stats()
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary
@@ -254,9 +254,9 @@ class Session:
         if not job.cache.enabled or not job.used_roles:
             return None
         path = job.cache.path or str(CACHE / "signals")
-        if path not in self._caches:
-            self._caches[path] = Cache.open(path, job.cache.max_bytes)
-        return self._caches[path]
+        if path not in self.caches:
+            self.caches[path] = Cache.open(path, job.cache.max_bytes)
+        return self.caches[path]
 
     def _warn_of(self, job: JobSpec, cache: Cache) -> None:
         for complaint in cache.complaints():
