@@ -2,13 +2,14 @@
 
 `compare` takes logits and returns the gradient by them; it writes the value of every position,
 plain of weights and scales, into the pass's `values`. It keeps nothing of [b, V] alive, so that
-callers who pass few rows at a time have all of it in a fast cache, and a compiler may fuse it.
+callers who pass few rows at a time have all of it in a fast cache. Its core, `compare_at`, is a
+pure function of tensors, which `fusion` may compile.
 
 b rows, N positions of the whole pass, V the student's vocabulary, K kept entries, S draws,
 M = V or K + 1 outcomes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +87,7 @@ class Comparison:
     readers: Mapping[str, Reader]
     values: Tensor  # [parts, N], filled in
     with_gradient: bool
+    core: "Core"
 
 
 def compare(
@@ -100,28 +102,90 @@ def compare(
         theirs: by role, [b, V] logits of those with a dense reader.
     """
     gradient: Tensor | None = None
-    for temperature, here in _by_temperature(whole.parts):
-        here_gradient = _compare_at(whole, here, _column(temperature, rows), rows, logits, theirs)
-        gradient = here_gradient if gradient is None else gradient.add_(here_gradient)
-    return gradient if whole.with_gradient else None
+    for temperature, indices in _by_temperature(whole.parts):
+        asked = [_ask(whole, rows, theirs, whole.parts[index]) for index in indices]
+        values, here = whole.core(logits, _column(temperature, rows), asked)
+        for index, value in zip(indices, values, strict=True):
+            whole.values[index, rows] = value
+        if here is not None:
+            gradient = here if gradient is None else gradient.add_(here)
+    if gradient is None and whole.with_gradient:
+        return torch.zeros_like(logits)
+    return gradient
 
 
-Numbered = Sequence[tuple[int, Part]]
-"""Parts with their place in the values."""
-
-
-def _by_temperature(parts: Sequence[Part]) -> list[tuple[float | Tensor, Numbered]]:
-    """Parts of equal temperature together; tensors are equal if they are the same one."""
-    groups: dict[float | int, tuple[float | Tensor, list[tuple[int, Part]]]] = {}
+def _by_temperature(parts: Sequence[Part]) -> list[tuple[float | Tensor, list[int]]]:
+    """Indices of parts of equal temperature; tensors are equal if they are the same one."""
+    groups: dict[float | int, tuple[float | Tensor, list[int]]] = {}
     for index, part in enumerate(parts):
         temperature = part.temperature
         key = id(temperature) if isinstance(temperature, Tensor) else temperature
-        groups.setdefault(key, (temperature, []))[1].append((index, part))
+        groups.setdefault(key, (temperature, []))[1].append(index)
     return list(groups.values())
 
 
 def _column(number: float | Tensor, rows: slice) -> float | Tensor:
     return number[rows].unsqueeze(1) if isinstance(number, Tensor) else number
+
+
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A role's answer over the whole vocabulary."""
+
+    logits: Tensor  # [b, V]
+    has_holes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Coarse:
+    """A role's answer over K + 1 outcomes."""
+
+    outcomes: Softened  # [b, K + 1]
+    ids: Tensor  # [b, K]
+    inside: Tensor  # [b, K] bool
+    has_holes: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """A role's answer as draws."""
+
+    ids: Tensor  # [b, S]
+    weights: Tensor  # [b, S]
+    entropy: Tensor  # [b]
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The data's own answer."""
+
+    ids: Tensor  # [b, 1]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One part on one block: its numbers, its factor in the gradient, what it learns from."""
+
+    part: Part
+    factor: float | Tensor  # or [b, 1]
+    answer: Dense | Coarse | Draws | Labels
+    wanted: bool  # whether its gradient is
+
+
+def _ask(whole: Comparison, rows: slice, theirs: Mapping[str, Tensor], part: Part) -> Asked:
+    wanted = whole.with_gradient and part.scale != 0.0
+    factor = _column(part.pull_factor(), rows)
+    if part.role is None:
+        return Asked(part, factor, Labels(whole.targets[rows].unsqueeze(1)), wanted)
+    match whole.readers[part.role]:
+        case DenseReader() as reader:
+            answer = Dense(theirs[part.role], reader.has_holes)
+        case CoarseReader() as reader:
+            outcomes = reader.outcomes(part.temperature, rows)
+            answer = Coarse(outcomes, reader.ids[rows], reader.inside[rows], reader.has_holes)
+        case DrawReader() as reader:
+            answer = Draws(reader.ids[rows], reader.weights[rows], reader.entropy[rows])
+    return Asked(part, factor, answer, wanted)
 
 
 class _Pull:
@@ -166,45 +230,51 @@ class _Pull:
         return gradient
 
 
-def _compare_at(
-    whole: Comparison,
-    parts: Numbered,
-    temperature: float | Tensor,
-    rows: slice,
-    logits: Tensor,
-    theirs: Mapping[str, Tensor],
-) -> Tensor:
-    """Parts of one temperature (a number, or [b, 1]); the gradient by logits, 0 if not wanted."""
+def compare_at(
+    logits: Tensor, temperature: float | Tensor, asked: Sequence[Asked]
+) -> tuple[list[Tensor], Tensor | None]:
+    """Parts of one temperature: their values [b], and the gradient by logits if one is wanted.
+
+    Pure: it only reads its arguments, and does the same to tensors in place of numbers.
+
+    Args:
+        logits: [b, V], the student's.
+        temperature: a number, or [b, 1].
+        asked: the parts.
+    """
     student = soften(logits, temperature)
     pull = _Pull(student.probability)
-    dense: dict[str, Softened] = {}
-    coarse: dict[str, _Coarse] = {}
-    for index, part in parts:
-        factor = _column(part.pull_factor(), rows)
-        wanted = whole.with_gradient and part.scale != 0.0
-        role = part.role
-        if role is None:
-            value = _labels(student, whole.targets[rows], part, factor, pull if wanted else None)
-        else:
-            match whole.readers[role]:
-                case DenseReader() as reader:
-                    if role not in dense:
-                        dense[role] = soften(theirs[role], temperature)
-                    value, one = diverge(part, dense[role], student, reader.has_holes, wanted)
-                    if one is not None:
-                        pull.add(one, factor)
-                case CoarseReader() as reader:
-                    if role not in coarse:
-                        coarse[role] = _coarsen(student, reader.ids[rows], reader.inside[rows])
-                    teacher = reader.outcomes(part.temperature, rows)
-                    view = coarse[role]
-                    value, one = diverge(part, teacher, view.outcomes, reader.has_holes, wanted)
-                    if one is not None:
-                        view.spread(one * factor, pull)
-                case DrawReader() as reader:
-                    value = _draws(student, reader, rows, factor, pull if wanted else None)
-        whole.values[index, rows] = value
-    return pull.by_logits()
+    dense: dict[str | None, Softened] = {}
+    coarse: dict[str | None, _CoarseStudent] = {}
+    values: list[Tensor] = []
+    for one in asked:
+        part, role = one.part, one.part.role
+        match one.answer:
+            case Labels() as answer:
+                value = _labels(student, answer.ids, one, pull)
+            case Draws() as answer:
+                value = _draws(student, answer, one, pull)
+            case Dense() as answer:
+                if role not in dense:
+                    dense[role] = soften(answer.logits, temperature)
+                value, pulled = diverge(part, dense[role], student, answer.has_holes, one.wanted)
+                if pulled is not None:
+                    pull.add(pulled, one.factor)
+            case Coarse() as answer:
+                if role not in coarse:
+                    coarse[role] = _coarsen(student, answer.ids, answer.inside)
+                ours = coarse[role]
+                value, pulled = diverge(
+                    part, answer.outcomes, ours.outcomes, answer.has_holes, one.wanted
+                )
+                if pulled is not None:
+                    ours.spread(pulled * one.factor, pull)
+        values.append(value)
+    return values, pull.by_logits() if any(one.wanted for one in asked) else None
+
+
+Core = Callable[[Tensor, float | Tensor, Sequence[Asked]], tuple[list[Tensor], Tensor | None]]
+"""`compare_at`, or a compiled form of it."""
 
 
 def diverge(
@@ -265,34 +335,29 @@ def _kernel(part: Part, pair: Pair, wanted: bool) -> Answer:
             raise AssertionError("labels are not a role")
 
 
-def _labels(
-    student: Softened, targets: Tensor, part: Part, factor: float | Tensor, pull: _Pull | None
-) -> Tensor:
+def _labels(student: Softened, ids: Tensor, asked: Asked, pull: _Pull) -> Tensor:
     """[b] cross entropy against the data's labels."""
-    ids, smoothing = targets.unsqueeze(1), part.label_smoothing
+    smoothing = asked.part.label_smoothing
     value = student.log.gather(1, ids).squeeze(1) * (smoothing - 1)
     if smoothing:
         value = value - smoothing * student.log.mean(1)
-    if pull is not None:
+    if asked.wanted:
         hit = torch.full_like(ids, smoothing - 1, dtype=student.log.dtype)
-        pull.add_at(ids, hit * factor)
+        pull.add_at(ids, hit * asked.factor)
         if smoothing:
-            pull.add_everywhere(factor * (-smoothing / student.log.shape[1]))
+            pull.add_everywhere(asked.factor * (-smoothing / student.log.shape[1]))
     return value
 
 
-def _draws(
-    student: Softened, reader: DrawReader, rows: slice, factor: float | Tensor, pull: _Pull | None
-) -> Tensor:
+def _draws(student: Softened, draws: Draws, asked: Asked, pull: _Pull) -> Tensor:
     """[b] estimates of forward KL at temperature 1."""
-    ids, weights = reader.ids[rows], reader.weights[rows]
-    if pull is not None:
-        pull.add_at(ids, weights * factor * -1.0)
-    return -(weights * student.log.gather(1, ids)).sum(1) - reader.entropy[rows]
+    if asked.wanted:
+        pull.add_at(draws.ids, draws.weights * asked.factor * -1.0)
+    return -(draws.weights * student.log.gather(1, draws.ids)).sum(1) - draws.entropy
 
 
 @dataclass(frozen=True, slots=True)
-class _Coarse:
+class _CoarseStudent:
     """The student over the K + 1 outcomes of a top-k teacher, and the way back."""
 
     outcomes: Softened  # [b, K + 1]
@@ -307,7 +372,7 @@ class _Coarse:
         total.add(self.others, pull[:, -1:] / self.others_mass)
 
 
-def _coarsen(student: Softened, ids: Tensor, inside: Tensor) -> _Coarse:
+def _coarsen(student: Softened, ids: Tensor, inside: Tensor) -> _CoarseStudent:
     """Gather the kept entries and sum up the others, accurately however little they are."""
     q, dropped = student.probability, ~inside
     kept = student.log.gather(1, ids).masked_fill_(dropped, ABSENT)
@@ -321,4 +386,4 @@ def _coarsen(student: Softened, ids: Tensor, inside: Tensor) -> _Coarse:
         anew_mass = anew.sum(1, keepdim=True)
         others, mass = torch.where(small, anew, others), torch.where(small, anew_mass, mass)
         log_mass = torch.where(small, peak + anew_mass.log(), log_mass)
-    return _Coarse(soften(torch.cat([kept, log_mass], 1)), ids, inside, others, mass)
+    return _CoarseStudent(soften(torch.cat([kept, log_mass], 1)), ids, inside, others, mass)

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .comparison import Comparison, Part, compare
+from . import fusion
+from .comparison import Comparison, Part, compare, compare_at
 from .contract import Head, LogitSignal, SampledSignal
 from .heads import Projection, Workspace, blocks, chunks, compute_dtype
 from .sampled import refusal
@@ -32,6 +33,7 @@ def vocabulary_loss(
     targets: Tensor,
     signals: Mapping[str, LogitSignal],
     parts: Sequence[Part],
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The scaled sum of all parts, and each part's own sum over positions.
 
@@ -45,6 +47,7 @@ def vocabulary_loss(
         targets: [N] int64 in [0, V).
         signals: by role; each covers the N positions.
         parts: the terms; at least one.
+        compiled: whether to compile the elementwise part (`strategies.fusion`).
 
     Returns:
         Scalar float32 `sum of scale * total`, differentiable once; and [len(parts)] float32
@@ -55,7 +58,7 @@ def vocabulary_loss(
             temperature or a term.
     """
     check(hidden.shape[0], targets, signals, parts)
-    plan = _Plan(head, targets, signals, tuple(parts), torch.is_grad_enabled())
+    plan = _Plan(head, targets, signals, tuple(parts), torch.is_grad_enabled(), compiled)
     loss, totals = _VocabularyLoss.apply(hidden, head.weight, head.bias, plan)
     return loss, totals
 
@@ -100,6 +103,7 @@ class _Plan:
     signals: Mapping[str, LogitSignal]
     parts: tuple[Part, ...]
     want_gradients: bool
+    compiled: bool
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -141,6 +145,7 @@ def _sweep(
         {role: read(plan.signals[role], student.width, dtype) for role in _roles(plan.parts)},
         torch.empty(len(plan.parts), count, dtype=dtype, device=device),
         any(wanted),
+        fusion.compare_at if plan.compiled else compare_at,
     )
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
     by_weight = torch.zeros_like(head.weight, dtype=dtype) if wanted[1] else None

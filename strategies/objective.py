@@ -19,15 +19,18 @@ from .specs import CrossEntropySpec, ObjectiveSpec, TermSpec
 from .teachers import dense_logits
 
 
-def build_objective(spec: ObjectiveSpec) -> "Objective":
-    """The callables of a spec. Names are the terms' kinds, with `_2`, `_3` for repeats."""
+def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
+    """The callables of a spec. Names are the terms' kinds, with `_2`, `_3` for repeats.
+
+    `compiled` is that of `linear.vocabulary_loss`.
+    """
     seen: dict[str, int] = {}
     terms = []
     for term in spec.terms:
         seen[term.kind] = seen.get(term.kind, 0) + 1
         suffix = f"_{seen[term.kind]}" if seen[term.kind] > 1 else ""
         terms.append(VocabularyTerm(term.kind + suffix, term))
-    return Objective(tuple(terms))
+    return Objective(tuple(terms), compiled=compiled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Objective:
 
     vocabulary: tuple[VocabularyTerm, ...]
     others: tuple[OwnTerm, ...] = ()
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -122,7 +126,7 @@ class Objective:
         """
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
         parts = [term.part(own[term.name], float(scales[term.name])) for term in self.vocabulary]
-        loss, sums = _vocabulary(outputs, batch.kept_targets, signals, parts)
+        loss, sums = _vocabulary(outputs, batch.kept_targets, signals, parts, self.compiled)
         totals = {term.name: sums[i] for i, term in enumerate(self.vocabulary)}
         for term in self.others:
             total = term.total(outputs, batch, signals, own[term.name])
@@ -141,11 +145,11 @@ def _numbers_of(term: Term, numbers: Mapping[str, float]) -> dict[str, float]:
 
 
 def _vocabulary(
-    outputs: Outputs, targets: Tensor, signals: Signals, parts: Sequence[Part]
+    outputs: Outputs, targets: Tensor, signals: Signals, parts: Sequence[Part], compiled: bool
 ) -> tuple[Tensor, Tensor]:
     """Scaled sum and [parts] totals, through the head in chunks or from logits as they are."""
     if outputs.hidden is not None and outputs.head is not None:
-        return vocabulary_loss(outputs.hidden, outputs.head, targets, signals, parts)
+        return vocabulary_loss(outputs.hidden, outputs.head, targets, signals, parts, compiled)
     if outputs.logits is None:
         raise ValueError("outputs hold neither (hidden, head) nor logits; the model must give one")
     logits = outputs.logits

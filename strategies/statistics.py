@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Part, compare
+from .comparison import Comparison, Part, compare, compare_at
 from .contract import Batch, LogitSignal, Outputs
 from .heads import Projection, Workspace, blocks, chunks, compute_dtype
 from .teachers import CoarseReader, DenseReader, Reader, mismatch, positions, read
@@ -58,7 +58,7 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
         _check("signal", positions(signal), like.shape[0])
         reader = read(signal, width, work.dtype)
         values = torch.empty(1, like.shape[0], dtype=work.dtype, device=like.device)
-        whole = Comparison((_KL,), targets, {_ROLE: reader}, values, with_gradient=False)
+        whole = Comparison((_KL,), targets, {_ROLE: reader}, values, False, compare_at)
         sums |= {name: _zero(like.device) for name in _known(reader)}
     for rows in chunks(like.shape[0], width, like.device):
         logits = student(rows, work.take("student", rows.stop - rows.start, width))

@@ -1,139 +1,281 @@
-"""Time and memory of the chunked loss head against plain torch on full logits.
+"""Time and memory of the loss head against plain torch, TRL and Liger.
 
     python tests/benchmarks/loss_head.py
-    python tests/benchmarks/loss_head.py --positions 4096 --device cuda --dtype bfloat16
+    python tests/benchmarks/loss_head.py --rivals-python /path/to/venv/bin/python --compiled
 
-One process a case, so that peaks do not mix. Time is the best of `--repeats` forwards with
-backward; memory is the growth of the peak over what the inputs and their gradients need.
+Loss and gradients by hidden state and weight, the teacher as hidden states and a head, float32,
+one thread. The ways of one case are timed in turn in one process, so that a slow moment of the
+machine hits all alike; each way's peak memory comes from a process of its own: VmHWM, reset after
+the inputs are made, less the resident set then (gradients count). `products` are the four matrix
+products alone, on [N, V] buffers made before: the floor.
+
+The rivals' interpreter needs torch, `trl` and `liger_kernel`; a way that cannot be imported, or
+was not asked for, is left out and said so.
 """
 
 import argparse
 import json
+import math
 import re
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from strategies import divergences
 from strategies.comparison import Part
 from strategies.contract import Head, HiddenSignal
 from strategies.linear import vocabulary_loss
 
-OBJECTIVES = {
-    "cross_entropy": (Part("cross_entropy"),),
-    "forward_kl": (Part("forward_kl", role="teacher"),),
-    "forward_kl T=2 + cross_entropy": (
-        Part("forward_kl", role="teacher", temperature=2.0),
-        Part("cross_entropy"),
-    ),
-    "reverse_kl": (Part("reverse_kl", role="teacher"),),
-    "jensen_shannon": (Part("jensen_shannon", role="teacher"),),
-}
+OBJECTIVES = {"forward_kl": 0.0, "jensen_shannon": 0.5}
+"""By name, the beta that TRL and Liger call it by."""
+STUDENT_WIDTH, TEACHER_WIDTH = 256, 512
+SHAPES = ((512, 32_000), (512, 151_936), (2048, 32_000), (2048, 151_936))
 
 
-def chunked(
-    hidden: Tensor, weight: Tensor, targets: Tensor, signal: HiddenSignal, parts: tuple[Part, ...]
-) -> Tensor:
-    return vocabulary_loss(hidden, Head(weight), targets, {"teacher": signal}, parts)[0]
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """One case; N positions, V vocabulary."""
+
+    hidden: Tensor  # [N, d_s], wants a gradient
+    weight: Tensor  # [V, d_s], wants a gradient
+    teacher_hidden: Tensor  # [N, d_t]
+    teacher_weight: Tensor  # [V, d_t]
+    targets: Tensor  # [N]
 
 
-def plain(
-    hidden: Tensor, weight: Tensor, targets: Tensor, signal: HiddenSignal, parts: tuple[Part, ...]
-) -> Tensor:
-    logits = hidden @ weight.t()
-    loss = logits.new_zeros((), dtype=torch.float32)
-    with torch.no_grad():
-        needed = any(part.role for part in parts)
-        theirs = signal.hidden @ signal.head.weight.t() if needed else logits
-    for part in parts:
-        match part.kind:
-            case "cross_entropy":
-                value = divergences.cross_entropy(logits, targets)
-            case "forward_kl":
-                value = divergences.forward_kl(logits, theirs, part.temperature)
-            case "reverse_kl":
-                value = divergences.reverse_kl(logits, theirs, part.temperature)
-            case "jensen_shannon":
-                value = divergences.jensen_shannon(logits, theirs, part.temperature, part.beta)
-        loss = loss + value.sum()
-    return loss
-
-
-WAYS: dict[str, Callable[..., Tensor]] = {"plain": plain, "chunked": chunked}
-
-
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Seconds and MiB of one case, in this process."""
+def make_inputs(positions: int, vocabulary: int) -> Inputs:
     torch.manual_seed(0)
-    make = {"device": options.device, "dtype": getattr(torch, options.dtype)}
-    hidden = torch.randn(options.positions, options.student_width, **make).requires_grad_()
-    weight = torch.randn(options.vocabulary, options.student_width, **make).mul_(0.05)
-    weight.requires_grad_()
-    signal = HiddenSignal(
-        torch.randn(options.positions, options.teacher_width, **make),
-        Head(torch.randn(options.vocabulary, options.teacher_width, **make).mul_(0.05)),
+    return Inputs(
+        torch.randn(positions, STUDENT_WIDTH).requires_grad_(),
+        torch.randn(vocabulary, STUDENT_WIDTH).mul_(0.05).requires_grad_(),
+        torch.randn(positions, TEACHER_WIDTH),
+        torch.randn(vocabulary, TEACHER_WIDTH).mul_(0.05),
+        torch.randint(vocabulary, (positions,)),
     )
-    targets = torch.randint(options.vocabulary, (options.positions,), device=options.device)
-    for tensor in (hidden, weight):
-        tensor.grad = torch.ones_like(tensor)
-    parts = OBJECTIVES[options.objective]
-    before = used_mib(options.device, peak=False)
-    best = float("inf")
-    for _ in range(options.repeats + 1):
-        hidden.grad = weight.grad = None
-        begin = now(options.device)
-        WAYS[options.way](hidden, weight, targets, signal, parts).backward()
-        best = min(best, now(options.device) - begin)
-    return {"seconds": best, "mib": used_mib(options.device, peak=True) - before}
 
 
-def now(device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+Way = Callable[[Inputs, str], Tensor]
+"""The mean loss over positions of an objective."""
 
 
-def used_mib(device: str, *, peak: bool) -> float:
-    """Memory in use now, or the most there was. Not ru_maxrss: a child inherits its parent's."""
-    if device == "cuda":
-        used = torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
-        return used / 2**20
-    found = re.search(
-        rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", Path("/proc/self/status").read_text()
-    )
+def ours(given: Inputs, objective: str) -> Tensor:
+    part = Part(objective, 1 / len(given.hidden), "teacher")
+    signal = HiddenSignal(given.teacher_hidden, Head(given.teacher_weight))
+    head = Head(given.weight)
+    return vocabulary_loss(given.hidden, head, given.targets, {"teacher": signal}, [part])[0]
+
+
+def logits(given: Inputs) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        theirs = given.teacher_hidden @ given.teacher_weight.t()
+    return given.hidden @ given.weight.t(), theirs
+
+
+def plain(given: Inputs, objective: str) -> Tensor:
+    log_q, log_p = (side.log_softmax(1) for side in logits(given))
+
+    def kl(of: Tensor, to: Tensor) -> Tensor:
+        return functional.kl_div(to, of, reduction="batchmean", log_target=True)
+
+    if objective == "forward_kl":
+        return kl(log_p, log_q)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return 0.5 * kl(log_p, log_m) + 0.5 * kl(log_q, log_m)
+
+
+def trl_on_logits() -> Way:
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    def way(given: Inputs, objective: str) -> Tensor:
+        mine, theirs = logits(given)
+        return GKDTrainer.generalized_jsd_loss(mine, theirs, beta=OBJECTIVES[objective])
+
+    return way
+
+
+def trl_chunked() -> Way:
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    def way(given: Inputs, objective: str) -> Tensor:
+        return _chunked_divergence_loss(
+            given.hidden.unsqueeze(0),
+            given.teacher_hidden.unsqueeze(0),
+            given.weight,
+            given.teacher_weight,
+            torch.ones(1, len(given.hidden)),
+            OBJECTIVES[objective],
+        )[0]
+
+    return way
+
+
+def liger(compiled: bool) -> Way:
+    from liger_kernel.chunked_loss.jsd_loss import LigerFusedLinearJSDLoss
+
+    def way(given: Inputs, objective: str) -> Tensor:
+        beta = OBJECTIVES[objective]
+        loss = LigerFusedLinearJSDLoss(0.0, 1.0, beta=beta, compiled=compiled)
+        student, teacher = (
+            (given.hidden, given.weight),
+            (given.teacher_hidden, given.teacher_weight),
+        )
+        return loss(*student, *teacher, given.targets)
+
+    return way
+
+
+WAYS: dict[str, Callable[[], Way]] = {
+    "ours": lambda: ours,
+    "plain": lambda: plain,
+    "trl logits": trl_on_logits,
+    "trl chunked": trl_chunked,
+    "liger": lambda: liger(compiled=False),
+    "liger compiled": lambda: liger(compiled=True),
+}
+RIVALS = tuple(WAYS)[2:]
+
+
+def products(given: Inputs) -> Callable[[], object]:
+    """The four matrix products, on buffers made here."""
+    hidden, weight = given.hidden.detach(), given.weight.detach()
+    mine = torch.ones(len(hidden), len(weight))
+    theirs = torch.empty_like(mine)
+    by_hidden, by_weight = torch.empty_like(hidden), torch.empty_like(weight)
+
+    def run() -> None:
+        torch.mm(given.teacher_hidden, given.teacher_weight.t(), out=theirs)
+        torch.mm(hidden, weight.t(), out=mine)
+        torch.mm(mine, weight, out=by_hidden)
+        torch.mm(mine.t(), hidden, out=by_weight)
+
+    return run
+
+
+def step(way: Way, given: Inputs, objective: str) -> float:
+    given.hidden.grad = given.weight.grad = None
+    loss = way(given, objective)
+    loss.backward()
+    return loss.item()
+
+
+def time_ways(names: list[str], objective: str, shape: tuple[int, int], repeats: int) -> dict:
+    """Seconds of every repeat by way, in turn."""
+    given = make_inputs(*shape)
+    ways = {name: WAYS[name]() for name in names}
+    floor = products(given)
+    losses = {name: step(way, given, objective) for name, way in ways.items()}
+    for name, loss in losses.items():
+        if not math.isclose(loss, losses["ours"], rel_tol=1e-4):
+            raise RuntimeError(f"{name} computes {loss}, ours {losses['ours']}: not one loss")
+    runs = {name: (lambda way=way: step(way, given, objective)) for name, way in ways.items()}
+    runs["products"] = floor
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - begin)
+    return seconds
+
+
+def peak_mib(name: str, objective: str, shape: tuple[int, int]) -> float:
+    """Growth of this process's resident peak over what it held once the inputs were there."""
+    way = WAYS[name]()
+    step(way, make_inputs(2, 64), objective)
+    given = make_inputs(*shape)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    before = status_mib("VmRSS")
+    step(way, given, objective)
+    return status_mib("VmHWM") - before
+
+
+def status_mib(field: str) -> float:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return int(found[1]) / 2**10
 
 
+def available(python: str, asked: list[str]) -> list[str]:
+    """The ways that `python` can import; says which it cannot."""
+    found = []
+    for name in asked:
+        done = subprocess.run([python, __file__, "--probe", name], capture_output=True, text=True)
+        if done.returncode == 0:
+            found.append(name)
+        else:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            print(f"left out: {name}: {reason}")
+    return found
+
+
+def child(python: str, *arguments: str) -> dict:
+    done = subprocess.run([python, __file__, *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(options: argparse.Namespace) -> None:
+    python = options.rivals_python or sys.executable
+    asked = [name for name in RIVALS if options.compiled or "compiled" not in name]
+    names = ["ours", "plain", *(available(python, asked) if options.rivals_python else [])]
+    if not options.rivals_python:
+        print("left out: TRL and Liger; give --rivals-python")
+    for positions, vocabulary in options.shapes:
+        for objective in OBJECTIVES:
+            print(f"\n{objective}, N = {positions}, V = {vocabulary:,}\n")
+            print("| way | median s | min to max | time, ours = 1 | peak MiB | peak, ours = 1 |")
+            print("|---|---|---|---|---|---|")
+            case = ["--objective", objective, "--shape", f"{positions}x{vocabulary}"]
+            repeats = ["--repeats", str(options.repeats)]
+            seconds = child(python, *case, *repeats, "--time", ",".join(names))
+            peaks = {name: child(python, *case, "--peak", name)["mib"] for name in names}
+            mine = statistics.median(seconds["ours"])
+            for name, each in seconds.items():
+                middle = statistics.median(each)
+                row = f"| {name} | {middle:.3f} | {min(each):.3f} to {max(each):.3f} "
+                row += f"| {middle / mine:.2f} "
+                peak = peaks.get(name)
+                row += f"| {peak:.0f} | {peak / peaks['ours']:.2f} |" if peak else "| | |"
+                print(row, flush=True)
+
+
+def shape(text: str) -> tuple[int, int]:
+    positions, vocabulary = text.split("x")
+    return int(positions), int(vocabulary)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--positions", type=int, default=512)
-    parser.add_argument("--student-width", type=int, default=256)
-    parser.add_argument("--teacher-width", type=int, default=512)
-    parser.add_argument("--vocabulary", type=int, default=32000)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--objective", choices=list(OBJECTIVES))
-    parser.add_argument("--way", choices=list(WAYS))
+    parser.add_argument("--rivals-python", help="interpreter that has trl and liger_kernel")
+    parser.add_argument("--compiled", action="store_true", help="also Liger with torch.compile")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--shapes", type=shape, nargs="+", default=SHAPES, metavar="NxV")
+    parser.add_argument("--objective", choices=list(OBJECTIVES), help=argparse.SUPPRESS)
+    parser.add_argument("--shape", type=shape, help=argparse.SUPPRESS)
+    parser.add_argument("--time", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=list(WAYS), help=argparse.SUPPRESS)
+    parser.add_argument("--probe", choices=list(WAYS), help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.way is not None:
-        print(json.dumps(measure(options)))
-        return
-    chosen = [options.objective] if options.objective else list(OBJECTIVES)
-    print(f"{'objective':<32}{'way':<10}{'ms':>8}{'peak MiB':>10}")
-    for objective in chosen:
-        for way in WAYS:
-            case = [sys.executable, __file__, *sys.argv[1:], "--objective", objective, "--way", way]
-            answer = json.loads(subprocess.run(case, check=True, capture_output=True).stdout)
-            print(f"{objective:<32}{way:<10}{answer['seconds'] * 1e3:8.0f}{answer['mib']:10.0f}")
+    torch.set_num_threads(1)
+    if options.probe:
+        WAYS[options.probe]()
+    elif options.time:
+        names = options.time.split(",")
+        print(json.dumps(time_ways(names, options.objective, options.shape, options.repeats)))
+    elif options.peak:
+        print(json.dumps({"mib": peak_mib(options.peak, options.objective, options.shape)}))
+    else:
+        report(options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,21 @@ from strategies.specs import (
     extremes,
 )
 
-KINDS = ("forward_kl", "reverse_kl", "jensen_shannon")
+KINDS = (
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "total_variation",
+    "alpha_beta",
+)
+NUMBERS = {
+    "jensen_shannon": ("beta",),
+    "skewed_forward_kl": ("skew",),
+    "skewed_reverse_kl": ("skew",),
+    "alpha_beta": ("alpha", "beta"),
+}
 SCALES = st.sampled_from([0.01, 1.0, 10.0])
 
 cases = st.fixed_dictionaries(
@@ -43,6 +57,8 @@ parts = st.builds(
     role=st.just("teacher"),
     temperature=st.sampled_from([0.5, 1.0, 3.0]),
     beta=st.sampled_from([0.05, 0.5, 0.9]),
+    skew=st.sampled_from([0.1, 0.7]),
+    alpha=st.sampled_from([0.2, 1.0]),
 )
 quick = settings(max_examples=60, deadline=None)
 
@@ -52,6 +68,7 @@ def several_chunks():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(heads, "LEAST_ROWS", 2)
         patch.setattr(heads, "CPU_CHUNK_BYTES", 1)
+        patch.setattr(heads, "CPU_BLOCK_BYTES", 1)
         yield
 
 
@@ -106,10 +123,9 @@ def test_a_divergence_is_zero_at_equality_and_only_there(
     k = max(1, case["vocabulary"] // 2)
     signal = _topk(teacher, k, part.temperature) if topk else DenseSignal(teacher)
     loss, gradient = _run(teacher, signal, part)
-    # A bucket is known to about 2e-7, and the other side's may be as small as exp(-span).
-    span = float(teacher.max() - teacher.min()) / part.temperature if topk else 0.0
-    assert loss <= (2e-6 + 4e-7 * span) * size
-    assert gradient.abs().max() <= 1e-5 * part.temperature
+    assert loss <= 2e-6 * size
+    if part.kind != "total_variation" or not topk:  # at its kink rounding picks a side
+        assert gradient.abs().max() <= 1e-5 * part.temperature
     if case["student_scale"] >= 1 and case["teacher_scale"] >= 1:
         elsewhere, _ = _run(teacher.flip(1) + student, DenseSignal(teacher), part)
         assert elsewhere > 0
@@ -188,10 +204,8 @@ def test_a_coarser_view_never_shows_more_divergence(case: dict, part: Part, data
     k = data.draw(st.integers(1, case["vocabulary"] - 1), label="k")
     dense, _ = _run(student, DenseSignal(teacher), part)
     coarse, _ = _run(student, _topk(teacher, k, part.temperature), part)
-    # A bucket is known to about 2e-7: from the student's side its logarithm is that uncertain.
-    p = (teacher.double() / part.temperature).softmax(1).sort(1, descending=True).values
-    blur = 4e-7 / p[:, k:].sum(1).clamp_min(1e-7)
-    assert coarse <= dense * (1 + 1e-4) + part.temperature**2 * float((1e-5 + blur).sum())
+    if part.kind != "alpha_beta":  # only a family that is convex in both sides promises this
+        assert coarse <= dense * (1 + 1e-4) + 1e-5 * part.temperature**2 * case["count"]
 
 
 @quick
@@ -227,7 +241,7 @@ def test_a_mixture_is_the_sum_of_its_parts(case: dict, terms: list[Part], data) 
 @given(cases, parts)
 def test_the_pass_and_the_readable_definition_agree(case: dict, part: Part) -> None:
     student, teacher = _draw(case)
-    extra = {"beta": part.beta} if part.kind == "jensen_shannon" else {}
+    extra = {name: getattr(part, name) for name in NUMBERS.get(part.kind, ())}
     logits = student.clone().requires_grad_()
     want = getattr(divergences, part.kind)(logits, teacher, part.temperature, **extra).sum()
     loss, gradient = _run(student, DenseSignal(teacher), part)

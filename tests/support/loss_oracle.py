@@ -139,17 +139,19 @@ def _given_support(log_q: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
-    """The published formula and its published limits."""
-    p, q = log_p.exp(), log_q.exp()
+    """The published formula and its published limits; powers by logarithms, so none is 0 ** 0."""
     if a == 0 and b == 0:
         return 0.5 * (log_p - log_q).square().sum()
     if a == 0:
-        return (q**b * b * (log_q - log_p) - q**b + p**b).sum() / b**2
+        q_b, p_b = (b * log_q).exp(), (b * log_p).exp()
+        return (q_b * b * (log_q - log_p) - q_b + p_b).sum() / b**2
     if b == 0:
-        held = p > 0
-        of_held = (p[held] ** a * a * (log_p[held] - log_q[held])).sum()
-        return (of_held - (p**a).sum() + (q**a).sum()) / a**2
+        held = log_p > -torch.inf
+        p_a, q_a = (a * log_p[held]).exp(), (a * log_q).exp()
+        return ((p_a * a * (log_p[held] - log_q[held]) - p_a).sum() + q_a.sum()) / a**2
     if a + b == 0:
-        return (a * (log_q - log_p) + (q**a / p**a) ** -1 - 1).sum() / a**2
-    both = p**a * q**b - a / (a + b) * p ** (a + b) - b / (a + b) * q ** (a + b)
-    return -both.sum() / (a * b)
+        ratio = a * (log_q - log_p)
+        return (ratio + (-ratio).exp() - 1).sum() / a**2
+    of_p, of_q = ((a + b) * log_p).exp(), ((a + b) * log_q).exp()
+    crossed = (a * log_p + b * log_q).exp()
+    return -(crossed - a / (a + b) * of_p - b / (a + b) * of_q).sum() / (a * b)

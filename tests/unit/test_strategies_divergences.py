@@ -11,6 +11,15 @@ from strategies import divergences
 
 P, Q = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([[0.25, 0.25, 0.5]])
 LN2 = math.log(2)
+KINDS = (
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "total_variation",
+    "alpha_beta",
+)
 
 
 def _logits(probabilities: Tensor) -> Tensor:
@@ -44,6 +53,47 @@ def test_jensen_shannon_by_hand() -> None:
     assert got == pytest.approx(expected)
 
 
+def test_skewed_kls_by_hand() -> None:
+    # m = 0.2 (1/2, 1/4, 1/4) + 0.8 (1/4, 1/4, 1/2) = (0.3, 0.25, 0.45)
+    forward = 0.5 * math.log(0.5 / 0.3) + 0.25 * math.log(0.25 / 0.45)
+    got = divergences.skewed_forward_kl(_logits(Q), _logits(P), skew=0.2).item()
+    assert got == pytest.approx(forward)
+    # m = 0.8 (1/2, 1/4, 1/4) + 0.2 (1/4, 1/4, 1/2) = (0.45, 0.25, 0.3)
+    reverse = 0.25 * math.log(0.25 / 0.45) + 0.5 * math.log(0.5 / 0.3)
+    got = divergences.skewed_reverse_kl(_logits(Q), _logits(P), skew=0.2).item()
+    assert got == pytest.approx(reverse)
+
+
+def test_total_variation_by_hand_grows_with_the_temperature_itself() -> None:
+    assert divergences.total_variation(_logits(Q), _logits(P)).item() == pytest.approx(0.25)
+    student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(9), 0.0]])
+    assert divergences.total_variation(student, teacher, 2.0).item() == pytest.approx(2 * 0.25)
+
+
+def test_alpha_beta_by_hand() -> None:
+    # 2 sum (sqrt p - sqrt q)^2 = 2 * 2 * (sqrt 0.5 - 0.5)^2
+    got = divergences.alpha_beta(_logits(Q), _logits(P)).item()
+    assert got == pytest.approx(4 * (math.sqrt(0.5) - 0.5) ** 2)
+    squares = divergences.alpha_beta(_logits(Q), _logits(P), alpha=0.0, beta=0.0).item()
+    assert squares == pytest.approx(0.5 * 2 * LN2**2)
+    opposite = divergences.alpha_beta(_logits(Q), _logits(P), alpha=1.0, beta=-1.0).item()
+    assert opposite == pytest.approx((2 - 1 - LN2) + (0.5 - 1 + LN2))
+
+
+@pytest.mark.parametrize(
+    ("powers", "same"), [((1.0, 0.0), "forward_kl"), ((0.0, 1.0), "reverse_kl")]
+)
+def test_alpha_beta_meets_the_kls_at_its_limits_and_nearby(
+    powers: tuple[float, float], same: str
+) -> None:
+    make = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 4, 9, generator=make).unbind()
+    want = getattr(divergences, same)(student, teacher)
+    for step in (0.0, 1e-7, -1e-7):
+        near = divergences.alpha_beta(student, teacher, 1.0, powers[0] + step, powers[1] + step)
+        torch.testing.assert_close(near, want, rtol=1e-5, atol=1e-6)
+
+
 def test_temperature_softens_both_sides_and_its_square_scales_the_value() -> None:
     # At temperature 2 logits (ln 9, 0) are probabilities (3/4, 1/4).
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[math.log(9), 0.0]])
@@ -52,7 +102,7 @@ def test_temperature_softens_both_sides_and_its_square_scales_the_value() -> Non
 
 
 @pytest.mark.parametrize("teacher_width", [5, 7, 9])
-@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "jensen_shannon"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_unequal_vocabularies_agree_with_the_oracle(kind: str, teacher_width: int) -> None:
     make = torch.Generator().manual_seed(0)
     student = torch.randn(2, 3, 7, generator=make, requires_grad=True)
@@ -77,6 +127,6 @@ def test_bfloat16_logits_are_lifted_to_float32() -> None:
 def test_no_gradient_reaches_the_teacher() -> None:
     teacher = torch.randn(2, 5, requires_grad=True)
     student = torch.randn(2, 5, requires_grad=True)
-    for name in ("forward_kl", "reverse_kl", "jensen_shannon"):
+    for name in KINDS:
         getattr(divergences, name)(student, teacher).sum().backward()
     assert teacher.grad is None and student.grad is not None

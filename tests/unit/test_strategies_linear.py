@@ -5,17 +5,25 @@ import sys
 
 import pytest
 import torch
-from loss_oracle import oracle, topk_signal
+from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
-from strategies import heads, linear
+from strategies import comparison, heads, linear
 from strategies.comparison import Part
 from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal
 from strategies.linear import vocabulary_loss
 
 N, WIDTH, VOCABULARY, KEPT = 11, 6, 23, 5
 LADDER = (1.0, 2.5)
-DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon")
+DIVERGENCES = (
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "skewed_forward_kl",
+    "skewed_reverse_kl",
+    "total_variation",
+    "alpha_beta",
+)
 HEADS = {
     "plain": {},
     "bias": {"bias": True},
@@ -170,7 +178,7 @@ def test_no_positions_give_a_zero_that_reaches_every_parameter(signal_kind: str)
     signal, _ = case.signal(signal_kind)
     parts = [Part("cross_entropy"), *(Part(kind, 1.0, "teacher") for kind in DIVERGENCES)]
     loss, totals = vocabulary_loss(case.hidden, case.head, case.targets, {"teacher": signal}, parts)
-    assert loss.item() == 0 and totals.tolist() == [0.0] * 4
+    assert loss.item() == 0 and totals.tolist() == [0.0] * len(parts)
     loss.backward()
     for tensor in case.inputs:
         assert tensor.grad is not None
@@ -313,20 +321,122 @@ def test_chunks_cover_every_position_once_in_nearly_equal_pieces() -> None:
         assert not sizes or (max(sizes) - min(sizes) <= 1 and max(sizes) <= 4)
 
 
+def test_weights_and_temperatures_by_position_are_those_of_each_position_alone() -> None:
+    case = Case("all")
+    signals = {"teacher": case.signal("hidden")[0], "topk": case.signal("topk")[0]}
+    temperature, weight = torch.linspace(1.0, 2.5, N), torch.linspace(-1.0, 2.0, N).clamp_min(0)
+    parts = [
+        Part("forward_kl", 0.5, "teacher", temperature, position_weight=weight),
+        Part("total_variation", 0.4, "topk", temperature),
+        Part("cross_entropy", 0.3, position_weight=weight),
+    ]
+    loss, _ = vocabulary_loss(case.hidden, case.head, case.targets, signals, parts)
+    got = torch.autograd.grad(loss, case.inputs)
+    wanted = [torch.zeros_like(tensor) for tensor in case.inputs]
+    total = 0.0
+    for n in range(N):
+        one = slice(n, n + 1)
+        each = [
+            Part(part.kind, part.scale * (1.0 if free else float(weight[n])), part.role, t)
+            for part, t, free in zip(
+                parts, (float(temperature[n]), float(temperature[n]), 1.0), (0, 1, 0), strict=True
+            )
+        ]
+        teacher = HiddenSignal(case.teacher_hidden[one], case.teacher_head)
+        alone = {"teacher": teacher, "topk": topk_signal(case.teacher_logits[one], KEPT, LADDER)}
+        loss_n, _ = vocabulary_loss(case.hidden[one], case.head, case.targets[one], alone, each)
+        for sum_, part in zip(wanted, torch.autograd.grad(loss_n, case.inputs), strict=True):
+            sum_ += part
+        total += loss_n.item()
+    assert loss.item() == pytest.approx(total, rel=1e-5)
+    torch.testing.assert_close(list(got), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("field", ["temperature", "position_weight"])
+def test_numbers_by_position_must_cover_the_positions(field: str) -> None:
+    case = Case()
+    part = Part("forward_kl", 1.0, "teacher", **{field: torch.ones(N + 1)})
+    signals = {"teacher": case.signal("hidden")[0]}
+    with pytest.raises(ValueError, match=rf"{field} of forward_kl covers 12 positions"):
+        vocabulary_loss(case.hidden, case.head, case.targets, signals, [part])
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES[1:])
+def test_draws_are_refused_to_every_term_that_they_would_mislead(kind: str) -> None:
+    case = Case()
+    draws = sampled_signal(case.teacher_logits, 3, torch.Generator().manual_seed(0))
+    arguments = (case.hidden, case.head, case.targets, {"teacher": draws})
+    with pytest.raises(ValueError, match=f"{kind} cannot learn from the encoding sampled"):
+        vocabulary_loss(*arguments, [Part(kind, 1.0, "teacher")])
+    for temperature in (2.0, torch.ones(N)):
+        with pytest.raises(ValueError, match="unbiased at temperature 1 only"):
+            vocabulary_loss(*arguments, [Part("forward_kl", 1.0, "teacher", temperature)])
+
+
+def test_the_softmax_of_a_temperature_is_computed_once_for_all_terms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(count=2)
+    widths: list[int] = []
+    soften = comparison.soften
+
+    def spy(logits: Tensor, temperature: float | Tensor = 1.0) -> comparison.Softened:
+        widths.append(logits.shape[1])
+        return soften(logits, temperature)
+
+    monkeypatch.setattr(comparison, "soften", spy)
+    signals = {"teacher": case.signal("hidden")[0], "topk": case.signal("topk")[0]}
+    parts = [Part(kind, 1.0, role, t) for kind in DIVERGENCES for role in signals for t in LADDER]
+    vocabulary_loss(case.hidden, case.head, case.targets, signals, [*parts, Part("cross_entropy")])
+    of_vocabulary = [width for width in widths if width == VOCABULARY]
+    assert len(of_vocabulary) == 2 * len(LADDER)  # student and dense teacher, each temperature
+
+
+def test_a_bucket_of_the_student_below_float32_is_summed_anew() -> None:
+    logits = torch.tensor([[0.0, -200.0, -201.0], [0.0, 1.0, 2.0]])
+    teacher = torch.tensor([[0.0, -1.0, -3.0], [0.5, 0.0, -1.0]])
+    hidden = logits.clone().requires_grad_()
+    signals = {"teacher": topk_signal(teacher, 1, (1.0,))}
+    loss, _ = vocabulary_loss(
+        hidden,
+        Head(torch.eye(3)),
+        torch.zeros(2, dtype=torch.long),
+        signals,
+        [Part("forward_kl", 1.0, "teacher")],
+    )
+    exact = logits.double().requires_grad_()
+    ids = signals["teacher"].ids
+    want = oracle("forward_kl", exact, teacher, torch.zeros(2, dtype=torch.long), kept=ids)
+    assert loss.item() == pytest.approx(want.item(), rel=1e-6)
+    (got,), (wanted,) = torch.autograd.grad(loss, hidden), torch.autograd.grad(want, exact)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
 PEAK = r"""
 import re, torch
 from strategies.comparison import Part
-from strategies.contract import Head, HiddenSignal
+from strategies.contract import Head, HiddenSignal, SampledSignal, TopKSignal
 from strategies.linear import vocabulary_loss
 
 torch.set_num_threads(1)
-parts = [Part("cross_entropy"), Part("jensen_shannon", 1.0, "teacher")]
+parts = [
+    Part("cross_entropy"),
+    Part("jensen_shannon", 1.0, "hidden"),
+    Part("alpha_beta", 1.0, "hidden", 2.0, alpha=0.01, beta=0.01),
+    Part("reverse_kl", 1.0, "topk"),
+    Part("forward_kl", 1.0, "sampled"),
+]
 def chunked(count, width=32768):
     hidden = torch.randn(count, 8, requires_grad=True)
     weight = torch.randn(width, 8, requires_grad=True)
-    teacher = HiddenSignal(torch.randn(count, 8), Head(torch.randn(width, 8)))
     targets = torch.randint(width, (count,))
-    vocabulary_loss(hidden, Head(weight), targets, {"teacher": teacher}, parts)[0].backward()
+    ids, ones = torch.arange(16).expand(count, 16), torch.ones(count, 16)
+    signals = {
+        "hidden": HiddenSignal(torch.randn(count, 8), Head(torch.randn(width, 8))),
+        "topk": TopKSignal(ids, -4 * ones, -ones[:, :1], (1.0,), width),
+        "sampled": SampledSignal(ids, ones / 16, ones[:, 0], width),
+    }
+    vocabulary_loss(hidden, Head(weight), targets, signals, parts)[0].backward()
 def mib(name):
     # Not ru_maxrss: a child inherits its parent's.
     return int(re.search(name + r":\s+(\d+) kB", open("/proc/self/status").read())[1]) / 1024
