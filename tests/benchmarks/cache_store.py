@@ -69,13 +69,14 @@ KINDS: dict[str, tuple[Callable[[int, int], CacheRecord], int]] = {
 }
 
 
-# --- writing: each way gets the records and leaves its files in a fresh folder ----------------------
+# --- writing: each way gets the records and leaves its files in a fresh folder --------------------
 
 
-def store_write(folder: Path, records: Sequence[CacheRecord], payloads: Sequence[bytes]) -> None:
-    with Store.open(folder, 1 << 40) as store:
-        for begin in range(0, len(records), BATCH):
-            store.put(records[begin : begin + BATCH])
+def store_write(store: Store, records: Sequence[CacheRecord]) -> None:
+    """Into an open store, as a job has it, until all is published."""
+    for begin in range(0, len(records), BATCH):
+        store.put(records[begin : begin + BATCH])
+    store.flush()
 
 
 def arrow_segments(folder: Path, payloads: Sequence[bytes], rows: int, sync: bool) -> None:
@@ -108,18 +109,17 @@ def fsync(file: Path) -> None:
     os.close(handle)
 
 
-MANY = 1 << 30
-WRITES: dict[str, Callable[[Path, Sequence[CacheRecord], Sequence[bytes]], None]] = {
-    "store": store_write,
-    "arrow, a batch a file": lambda f, _, p: arrow_segments(f, p, MANY, True),
-    "arrow, a batch a file, no fsync": lambda f, _, p: arrow_segments(f, p, MANY, False),
-    "arrow, a batch a record": lambda f, _, p: arrow_segments(f, p, 1, True),
-    "raw file": lambda f, _, p: raw_write(f, p, True),
-    "raw file, no fsync": lambda f, _, p: raw_write(f, p, False),
+MANY = 1 << 30  # rows of a batch
+PLAIN_WRITES: dict[str, Callable[[Path, Sequence[bytes]], None]] = {
+    "arrow, a batch a file": lambda f, p: arrow_segments(f, p, MANY, True),
+    "arrow, a batch a file, no fsync": lambda f, p: arrow_segments(f, p, MANY, False),
+    "arrow, a batch a record": lambda f, p: arrow_segments(f, p, 1, True),
+    "raw file": lambda f, p: raw_write(f, p, True),
+    "raw file, no fsync": lambda f, p: raw_write(f, p, False),
 }
 
 
-# --- reading: each way gets numbers of records and reads them in that order -------------------------
+# --- reading: each way gets numbers of records and reads them in that order -----------------------
 
 
 def store_reads(folder: Path, keys: Sequence[bytes]) -> Callable[[Sequence[int]], int]:
@@ -174,6 +174,12 @@ def timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
+def settled(call: Callable[[], Any]) -> float:
+    """Timed, after the disk has done what others left it to do."""
+    os.sync()
+    return timed(call)
+
+
 def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
     """Median and extremes."""
     scaled = [value * scale for value in values]
@@ -188,15 +194,19 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     records = [make(sample, positions) for sample in range(count)]
     payloads = [b"".join(a.tobytes() for a in each.arrays.values()) for each in records]
     keys = [record.key for record in records]
-    writes: dict[str, list[float]] = {way: [] for way in WRITES}
+    writes: dict[str, list[float]] = {way: [] for way in ("store", *PLAIN_WRITES)}
     work = Path(tempfile.mkdtemp(dir=options.folder))
     for _ in range(options.rounds):
-        for way, write in WRITES.items():
+        for way in writes:
             folder = work / way
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            os.sync()  # no way pays for the one before
-            writes[way].append(timed(lambda f=folder, w=write: w(f, records, payloads)))
+            if way == "store":
+                with Store.open(folder, 1 << 40) as store:
+                    writes[way].append(settled(lambda s=store: store_write(s, records)))
+            else:
+                write = PLAIN_WRITES[way]
+                writes[way].append(settled(lambda f=folder, w=write: w(f, payloads)))
     each = work / "arrow, a batch a record"
     reads = {
         "store": store_reads(work / "store", keys),
@@ -238,37 +248,38 @@ def ratios(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+def cell(each: dict[str, float] | None, digits: int) -> str:
+    if each is None:
+        return ""
+    median, low, high = (f"{each[name]:.{digits}f}" for name in ("median", "low", "high"))
+    return f"{median} ({low} to {high})"
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    """Two tables."""
+    size, count = found["record_bytes"], found["records"]
+    print(f"\n{name}: {count} records of {size / 1000:.0f} kB")
+    print(
+        f"files are larger by {found['overhead_of_files']:.2%}; find: {cell(found['find_us'], 1)}"
     )
+    for what, unit, digits in (("write", "s", 3), ("read", "us", 1)):
+        print(f"\n| {what} | {unit} | MB/s | records/s | store / this |\n|---|---|---|---|---|")
+        for way, each in found[f"{what}_{unit}"].items():
+            rate = count / each["median"] if what == "write" else 1e6 / each["median"]
+            ratio = cell(found[f"{what}_ratios"].get(way), 2)
+            cells = (way, cell(each, digits), f"{rate * size / 1e6:.0f}", f"{rate:.0f}", ratio)
+            print(f"| {' | '.join(cells)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--mib", type=int, default=128, help="bytes of records of each kind")
     parser.add_argument("--folder", default=None, help="where to write (default: the temporary)")
     options = parser.parse_args()
     results = {name: measure(name, options) for name in KINDS}
-
-    def cell(each: dict[str, float], digits: int) -> str:
-        return (
-            f"{each['median']:.{digits}f} ({each['low']:.{digits}f} to {each['high']:.{digits}f})"
-        )
-
     for name, found in results.items():
-        size, count = found["record_bytes"], found["records"]
-        print(f"\n{name}: {count} records of {size / 1000:.0f} kB; files are larger by "
-              f"{found['overhead_of_files']:.2%}; find {cell(found['find_us'], 1)} us a key\n")  # fmt: skip
-        print("| write | s | MB/s | records/s | store / this |\n|---|---|---|---|---|")
-        for way, each in found["write_s"].items():
-            ratio = found["write_ratios"].get(way)
-            rate = count / each["median"]
-            print(f"| {way} | {cell(each, 3)} | {rate * size / 1e6:.0f} | {rate:.0f} "
-                  f"| {cell(ratio, 2) if ratio else ''} |")  # fmt: skip
-        print("\n| read | us a record | MB/s | records/s | store / this |\n|---|---|---|---|---|")
-        for way, each in found["read_us"].items():
-            ratio = found["read_ratios"].get(way)
-            rate = 1e6 / each["median"]
-            print(f"| {way} | {cell(each, 1)} | {rate * size / 1e6:.0f} | {rate:.0f} "
-                  f"| {cell(ratio, 2) if ratio else ''} |")  # fmt: skip
+        show(name, found)
     print(json.dumps(results))
 
 

@@ -22,6 +22,7 @@ from orchestrator.signals.cache.reader import Reader
 from orchestrator.signals.cache.records import CacheRecord, Place
 from orchestrator.signals.cache.store import Store
 
+LOGGER = logging.getLogger("orchestrator.signals.cache")
 SAMPLES = st.integers(0, 3)
 ROLES = ["teacher-a", "teacher-b"]
 POSITIONS = st.sampled_from([[0], [0, 2], [0, 2, 3, 9], [3, 9], [1, 5]])
@@ -35,7 +36,7 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        logging.getLogger("orchestrator.signals.cache").setLevel(logging.CRITICAL)
+        LOGGER.setLevel(logging.CRITICAL)  # damage is logged, by the thousand here
         self.path = Path(tempfile.mkdtemp())
         self.store = Store.open(self.path, LIMIT, SEGMENT_BYTES)
         self.reader = Reader(self.path)
@@ -45,6 +46,7 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
         self.places: list[tuple[bytes, Place]] = []  # that readers still have
 
     def teardown(self) -> None:
+        LOGGER.setLevel(logging.NOTSET)
         self.store.close()
         shutil.rmtree(self.path)
 

@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from .ask_json import ask_from_json
-from .records import CacheRecord, Place
+from .ask_json import ask_from_json, ask_json
+from .records import CacheRecord, Place, check_record
 
 ALIGN = 64
 
@@ -33,11 +33,13 @@ class Column(NamedTuple):
 
 def layout_text(arrays: Mapping[str, np.ndarray]) -> str:
     """The layout of arrays, as JSON."""
-    columns = [
-        [name, array.dtype.newbyteorder("<").str, list(array.shape[1:])]
-        for name, array in arrays.items()
-    ]
-    return json.dumps(columns, separators=(",", ":"))
+    return _layout_text(*((name, a.dtype, a.shape[1:]) for name, a in arrays.items()))
+
+
+@lru_cache(maxsize=1024)
+def _layout_text(*columns: tuple[str, np.dtype, tuple[int, ...]]) -> str:
+    plain = [[name, dtype.newbyteorder("<").str, shape] for name, dtype, shape in columns]
+    return json.dumps(plain, separators=(",", ":"))
 
 
 @lru_cache(maxsize=1024)
@@ -108,9 +110,13 @@ def bitmap_of(positions: np.ndarray, start: int) -> bytes:
 
 def positions_of(bitmap: bytes, start: int) -> np.ndarray:
     """[n] int32 rising."""
+    bits = int.from_bytes(bitmap, "little")
+    if bits & (bits + 1) == 0:  # without gaps, as most are
+        return np.arange(start, start + bits.bit_length(), dtype=np.int32)
     mask = np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little").view(bool)
     positions = mask.nonzero()[0].astype(np.int32)
-    return positions + np.int32(start) if start else positions
+    positions += np.int32(start)
+    return positions
 
 
 def holds(bitmap: bytes, other: bytes) -> bool:
@@ -150,3 +156,17 @@ def unchecked(key: bytes, place: Place, payload: bytes | memoryview) -> CacheRec
     return CacheRecord(
         key, place.fingerprint, ask_from_json(place.ask), place.tokens, positions, arrays
     )
+
+
+def place_of(record: CacheRecord) -> Place:
+    """A place without segment, offset and checksum: all that is known before the bytes are.
+
+    Raises:
+        ValueError: the record could not be read back as it is; names the field.
+    """
+    check_record(record)
+    layout, start = layout_text(record.arrays), record.start
+    length = payload_bytes(layout_of(layout), len(record.positions))
+    positions = bitmap_of(record.positions, start)
+    texts = (record.fingerprint, ask_json(record.ask), layout)
+    return Place("", -1, length, positions, start, record.length, *texts, b"")

@@ -6,17 +6,7 @@ does to its arrays later. Numpy only.
 
 import numpy as np
 
-from .ask_json import ask_json
-from .codec import (
-    aligned,
-    bitmap_of,
-    checksum,
-    layout_of,
-    layout_text,
-    pack,
-    payload_bytes,
-    unchecked,
-)
+from .codec import checksum, layout_of, pack, unchecked
 from .records import CacheRecord, Place
 
 
@@ -24,67 +14,56 @@ class Pending:
     """The next segment.
 
     Args:
-        capacity: bytes of payload that it takes.
+        buffer: [bytes] uint8, to pack records into.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._buffer = np.empty(aligned(capacity), np.uint8)
-        self._used = 0
-        self._latest: dict[bytes, tuple[Place, CacheRecord]] = {}
+    def __init__(self, buffer: np.ndarray) -> None:
+        self.buffer = buffer
+        self.lent = False
+        """Whether somebody may hold views of the buffer, so that it must not be used again."""
         self.rows: list[tuple[bytes, Place]] = []
         """In order; of rows with one key the last counts. Offsets count from the payload."""
+        self._used = 0
+        self._latest: dict[bytes, Place] = {}
 
     @property
     def payload(self) -> np.ndarray:
         """[bytes] uint8."""
-        return self._buffer[: self._used]
+        return self.buffer[: self._used]
 
     @property
     def keys(self) -> int:
         """Distinct ones."""
         return len(self._latest)
 
-    def takes(self, record: CacheRecord) -> bool:
-        """Whether there is room for it."""
-        return self._used + packed_bytes(record) <= len(self._buffer)
+    def takes(self, length: int) -> bool:
+        """Whether there is room for a payload of so many bytes."""
+        return self._used + length <= len(self.buffer)
+
+    def add(self, record: CacheRecord, place: Place) -> None:
+        """Copy a record for which there is room.
+
+        Args:
+            place: what `codec.place_of` says of it.
+        """
+        payload = self.buffer[self._used : self._used + place.length]
+        pack(layout_of(place.layout), record.arrays, payload)
+        place = place._replace(offset=self._used)
+        place = place._replace(checksum=checksum(record.key, place, payload.data))
+        self._used += place.length
+        self.rows.append((record.key, place))
+        self._latest[record.key] = place
 
     def get(self, key: bytes) -> CacheRecord | None:
         """The record, its arrays read-only views of the buffer."""
-        found = self._latest.get(key)
-        return None if found is None else found[1]
+        place = self._latest.get(key)
+        if place is None:
+            return None
+        self.lent = True
+        payload = self.buffer[place.offset : place.offset + place.length]
+        return unchecked(key, place, payload.data.toreadonly())
 
     def positions(self, key: bytes) -> bytes | None:
         """Bitmap of the record's positions."""
-        found = self._latest.get(key)
-        return None if found is None else found[0].positions
-
-    def add(self, record: CacheRecord) -> None:
-        """Copy a record for which there is room."""
-        layout = layout_text(record.arrays)
-        columns = layout_of(layout)
-        begin = self._used
-        self._used = begin + payload_bytes(columns, len(record.positions))
-        payload = self._buffer[begin : self._used]
-        pack(columns, record.arrays, payload)
-        start = record.start
-        place = Place(
-            "",
-            begin,
-            len(payload),
-            bitmap_of(record.positions, start),
-            start,
-            record.length,
-            record.fingerprint,
-            ask_json(record.ask),
-            layout,
-            b"",
-        )
-        place = place._replace(checksum=checksum(record.key, place, payload.data))
-        self.rows.append((record.key, place))
-        view = unchecked(record.key, place, payload.data.toreadonly())
-        self._latest[record.key] = (place, view)
-
-
-def packed_bytes(record: CacheRecord) -> int:
-    """Bytes of a record's payload."""
-    return sum(aligned(array.nbytes) for array in record.arrays.values())
+        place = self._latest.get(key)
+        return None if place is None else place.positions

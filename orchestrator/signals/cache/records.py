@@ -79,7 +79,7 @@ def check_record(record: CacheRecord) -> None:
         raise ValueError(
             f"positions are {positions.dtype} {list(positions.shape)}; int32 [n] with n > 0 needed"
         )
-    if (np.diff(positions) <= 0).any():
+    if (positions[1:] <= positions[:-1]).any():
         raise ValueError("positions do not rise strictly")
     end = min(record.start + RANGE, record.length)
     if positions[0] < 0 or positions[-1] >= end:

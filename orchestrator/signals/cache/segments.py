@@ -91,18 +91,17 @@ def write_segment(folder: Path, name: str, rows: Rows, payload: np.ndarray) -> i
 
 
 def publish(temporary: Path, final: Path) -> None:
-    """Make a file durable, then give it its name."""
-    _sync(temporary)
-    os.replace(temporary, final)
-    _sync(final.parent)
+    """Make a file durable, then give it its name.
 
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+    Whether the name itself outlives a loss of power is left to the file system: without it, the
+    records are misses.
+    """
+    handle = os.open(temporary, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+    os.replace(temporary, final)
 
 
 def _batch(rows: Rows, payload: np.ndarray) -> pa.RecordBatch:

@@ -14,14 +14,16 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
+import numpy as np
+
 from orchestrator.errors import SpecError, StillhouseError
 
 from . import folder
 from .catalogue import Catalogue
-from .codec import bitmap_of, holds
-from .pending import Pending, packed_bytes
+from .codec import aligned, holds, place_of
+from .pending import Pending
 from .reader import Reader
-from .records import CacheRecord, Place, RoleCard, check_record
+from .records import CacheRecord, Place, RoleCard
 from .roles import read_role, role_file, write_role
 from .segments import Scan, most_bytes, publish, scan_segment, write_segment
 from .stats import CacheStats, Tally
@@ -39,7 +41,8 @@ class Store:
     def __init__(self, path: Path, lock: folder.Lock, max_bytes: int, segment_bytes: int) -> None:
         self.path = path
         self.reader = Reader(path)
-        self._directory_lock, self._max_bytes, self._segment_bytes = lock, max_bytes, segment_bytes
+        self._directory_lock, self._max_bytes = lock, max_bytes
+        self._segment_bytes = aligned(segment_bytes)
         self._writing = threading.RLock()  # who puts or prunes; taken before `_state`
         self._state = threading.RLock()  # short looks and changes; never held while waiting
         self._tally = Tally()
@@ -48,6 +51,7 @@ class Store:
         self._catalogue.make_room(0, max_bytes)
         self._pending: Pending | None = None
         self._sealed: Pending | None = None  # being published
+        self._spare: np.ndarray | None = None  # a buffer that nobody uses
         self._landing: Future[None] | None = None
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="cache-publisher")
 
@@ -116,14 +120,16 @@ class Store:
         else it takes the place of what is there.
 
         Raises:
-            ValueError: a record could not be read back as it is; see `records.check_record`.
+            ValueError: a record could not be read back as it is; see `codec.place_of`.
         """
-        for record in records:
-            check_record(record)
+        places = [place_of(record) for record in records]
         with self._writing:
-            for record in records:
-                if not self._known(record):
-                    self._append(record)
+            held = self._positions([record.key for record in records])
+            for record, place in zip(records, places, strict=True):
+                there = held.get(record.key)
+                if there is None or not holds(there, place.positions):
+                    self._append(record, place)
+                    held[record.key] = place.positions
 
     def forget(self, keys: Sequence[bytes]) -> None:
         """A reader could not read these. What this process cannot read either is dropped."""
@@ -263,7 +269,7 @@ class Store:
             live = self._catalogue.live(rows)
         for (key, place), stays in zip(rows, live, strict=True):
             if stays and (record := self.reader.read(key, place)) is not None:
-                self._append(record)
+                self._append(record, place_of(record))
         self.flush()
         if self._tally.write_failures > failures:
             raise StillhouseError(
@@ -281,25 +287,30 @@ class Store:
                 return found
         return None
 
-    def _known(self, record: CacheRecord) -> bool:
-        """Whether every position of the record is there already."""
-        with self._state:
-            positions = None
-            for batch in (self._sealed, self._pending):
+    def _positions(self, keys: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Which positions are held under those keys that have a record."""
+        with self._state:  # one look: what is being published is found here or there
+            places = self._catalogue.find(keys)
+            held = {key: place.positions for key, place in zip(keys, places, strict=True) if place}
+            for batch in (self._sealed, self._pending):  # the later counts
                 if batch is not None:
-                    positions = batch.positions(record.key) or positions
-            if positions is None:
-                (place,) = self._catalogue.find([record.key])
-                positions = None if place is None else place.positions
-        return positions is not None and holds(positions, bitmap_of(record.positions, record.start))
+                    held |= {key: there for key in keys if (there := batch.positions(key))}
+        return held
 
-    def _append(self, record: CacheRecord) -> None:
-        if self._pending is not None and not self._pending.takes(record):
+    def _append(self, record: CacheRecord, place: Place) -> None:
+        if self._pending is not None and not self._pending.takes(place.length):
             self._seal()
         with self._state:
             if self._pending is None:
-                self._pending = Pending(max(self._segment_bytes, packed_bytes(record)))
-            self._pending.add(record)
+                self._pending = Pending(self._buffer(place.length))
+            self._pending.add(record, place)
+
+    def _buffer(self, wanted: int) -> np.ndarray:
+        """Room for a segment, or for one record that is larger."""
+        if wanted > self._segment_bytes:
+            return np.empty(wanted, np.uint8)
+        spare, self._spare = self._spare, None
+        return np.empty(self._segment_bytes, np.uint8) if spare is None else spare
 
     def _seal(self) -> None:
         """Hand what is in memory to the publisher, once it is done with the segment before."""
@@ -324,6 +335,8 @@ class Store:
         finally:
             with self._state:
                 self._sealed = None
+                if not sealed.lent and len(sealed.buffer) == self._segment_bytes:
+                    self._spare = sealed.buffer  # fresh memory costs more than the copy into it
 
     def _publish(self, sealed: Pending) -> None:
         with self._state:
