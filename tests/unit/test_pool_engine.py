@@ -176,16 +176,7 @@ def test_an_answer_is_the_same_to_the_last_bit_whatever_shares_the_request(engin
 
 @pytest.mark.parametrize("ask", [a for a in ASKS if not isinstance(a, SampledAsk)])
 def test_an_answer_is_nearly_the_same_when_samples_share_forwards(engines, ask, monkeypatch):
-    engine = engines[False]
-    shapes: list[tuple[int, int]] = []
-    lay_out = forwards.lay_out
-
-    def noted(*given):
-        rows = lay_out(*given)
-        shapes.append(rows.ids.shape)
-        return rows
-
-    monkeypatch.setattr(engine_module, "lay_out", noted)
+    engine, shapes = engines[False], noted_shapes(monkeypatch)
     together = by_sample(ask, MIXED, engine)
     assert len(shapes) < sum(wanted.any() for _, wanted in MIXED), "nothing was shared"
     head = head_from_record(engine.head())
@@ -198,6 +189,19 @@ def test_an_answer_is_nearly_the_same_when_samples_share_forwards(engines, ask, 
                 torch.testing.assert_close(
                     value, signal_fields(ask, part, head)[name], rtol=near, atol=near
                 )
+
+
+def noted_shapes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """[R, T] of each forward to come."""
+    shapes: list[tuple[int, int]] = []
+
+    def noted(*given: Any) -> forwards.Rows:
+        rows = forwards.lay_out(*given)
+        shapes.append(rows.ids.shape)
+        return rows
+
+    monkeypatch.setattr(engine_module, "lay_out", noted)
+    return shapes
 
 
 def signal_fields(ask: SignalAsk, arrays: dict[str, Any], head: Any) -> dict[str, torch.Tensor]:
@@ -248,15 +252,7 @@ def test_samples_of_which_nothing_is_wanted_are_not_run(engines, monkeypatch):
 
 def test_a_forward_is_bounded_and_a_long_sample_runs_alone(engines, monkeypatch):
     monkeypatch.setattr(engines[False], "_tokens", 20)
-    shapes: list[tuple[int, int]] = []
-    lay_out = forwards.lay_out
-
-    def noted(*given):
-        rows = lay_out(*given)
-        shapes.append(rows.ids.shape)
-        return rows
-
-    monkeypatch.setattr(engine_module, "lay_out", noted)
+    shapes = noted_shapes(monkeypatch)
     engines[False].forward(request(HiddenAsk("float32"), MIXED))
     assert all(rows == 1 or rows * length <= 20 for rows, length in shapes)
     assert (1, 31) in shapes and any(rows > 1 for rows, _ in shapes)
@@ -312,13 +308,15 @@ def test_a_malformed_request_is_refused(engines):
 @pytest.mark.parametrize(
     "ask", [TopKAsk(5, "float32", (1.0,)), FullAsk("float32"), SampledAsk(4, 2.0, "float32", 1)]
 )
-def test_an_imported_model_is_served_sample_by_sample(ask):
+def test_an_imported_model_is_served_sample_by_sample(ask, monkeypatch):
     role = RoleSpec.model_validate(
         {"import": "word_model:build", "arguments": {"vocabulary": 64, "positions": 40}}
     )
     engine = load(role)
     assert engine.head() is None
+    shapes = noted_shapes(monkeypatch)
     together = by_sample(ask, MIXED, engine)
+    assert len(shapes) > 4 and all(rows == 1 for rows, _ in shapes)
     for sample, part in zip(MIXED, together, strict=True):
         if sample[1].any():
             (alone,) = by_sample(ask, [sample], engine)

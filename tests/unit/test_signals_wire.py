@@ -14,6 +14,7 @@ from orchestrator.signals.encodings import (
     encode,
     head_from_record,
     head_record,
+    sampled,
 )
 from orchestrator.signals.encodings import outputs as outputs_module
 from orchestrator.signals.encodings.codes import IMPOSSIBLE, from_codes, to_codes
@@ -288,6 +289,18 @@ def test_draws_by_hand():
     assert signal.ids.tolist() == [[0, 0, 2, 3]] * 20
     assert (signal.weights == 0.25).all()
     assert signal.entropy == pytest.approx(torch.full((20,), 1.5 * np.log(2)))
+
+
+@pytest.mark.parametrize("moved", [0.0, 1.0 - 2.0**-53])
+def test_what_is_impossible_is_never_drawn(moved: float, monkeypatch: pytest.MonkeyPatch):
+    """Not at the very ends of the comb's way either, where rounding could put a tooth outside."""
+    monkeypatch.setattr(sampled, "uniforms", lambda seed, samples, positions: np.full(1, moved))
+    logits = torch.full((1, 9), -torch.inf)
+    logits[0, 2:5] = torch.tensor([0.0, 1.0, 2.0])
+    ask = SampledAsk(12, 1.0, "float32", seed=0)
+    signal = decode(reply(ask, encode(ask, of_logits(logits)), 9), None)
+    assert isinstance(signal, SampledSignal)
+    assert set(signal.ids[0].tolist()) == {2, 3, 4}
 
 
 def test_weights_undo_the_temperature_of_the_draws():

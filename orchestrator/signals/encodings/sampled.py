@@ -63,8 +63,10 @@ def encode(ask: SampledAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
             log_q = torch.log_softmax(z.div_(ask.temperature), -1)
             q = log_q.exp()
         cumulated = q.mul_(_ONE).to(torch.int64).cumsum_(-1)
-        targets = (comb[part].to(device) * cumulated[:, -1:]).to(torch.int64)
-        ids[part] = torch.searchsorted(cumulated, targets, right=True)
+        whole = cumulated[:, -1:]
+        # The last tooth may round up to one, past the last entry.
+        teeth = torch.minimum((comb[part].to(device) * whole).to(torch.int64), whole - 1)
+        ids[part] = torch.searchsorted(cumulated, teeth, right=True)
         if ask.temperature != 1.0:
             weights[part] = log_p.gather(1, ids[part]) - log_q.gather(1, ids[part])
     return {
