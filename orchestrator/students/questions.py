@@ -29,7 +29,6 @@ class Questions:
     source: SignalSource
     asks: dict[str, SignalAsk]  # per role of the objective
     heads: dict[str, Head | None]  # None: the role's head cannot be told apart
-    vocabularies: dict[str, int]
     replicas: int
     forward_s: float = 0.0
     received_bytes: int = 0
@@ -46,7 +45,9 @@ class Questions:
         reply = self.source.result(name)
         self.forward_s += reply.forward_s
         self.received_bytes += reply.nbytes
-        return decode(reply, self.heads[role], device=device)
+        signal = decode(reply, self.heads[role], device=device)
+        assert isinstance(signal, LogitSignal)  # no term asks for layers or attention yet
+        return signal
 
     def exact_ask(self, role: str) -> SignalAsk:
         """An ask that loses nothing, for evaluation."""
@@ -105,9 +106,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         _cards(job) if pool is None else {},
     )
     heads: dict[str, Head | None] = {}
-    vocabularies: dict[str, int] = {}
     for role in spec.used_roles:
-        vocabularies[role] = source.describe(role).vocabulary
         record = source.head(role)
         heads[role] = None if record is None else head_from_record(record, device)
     for role in roles:
@@ -121,7 +120,6 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         source,
         {role: ask_of(spec.roles[role].encoding) for role in roles},
         heads,
-        vocabularies,
         sum(spec.roles[role].replicas for role in spec.used_roles) if pool else 0,
     )
 

@@ -32,6 +32,6 @@ class FakeClient:
         """Answer it."""
         request = self.open.pop(request_id)
         self.taken.append(request_id)
-        column = request.input_ids[request.wanted].astype(np.float32)
+        column = request.tokens[request.wanted].astype(np.float32)
         hidden = np.repeat(column[:, None], 2, axis=1)
         return Reply(request_id, request.role, request.ask, {"hidden": hidden}, 50, "f")

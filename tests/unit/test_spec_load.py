@@ -101,7 +101,7 @@ def test_an_error_inside_a_schedule_is_not_hidden_by_not_a_number(tmp_path: Path
 
 def test_a_missing_kind_lists_the_kinds(tmp_path: Path) -> None:
     message = refused(tmp_path, "pool={window_bytes: 1}")
-    assert message == "pool: has no kind. Add kind: one of ephemeral, standing"
+    assert message == "pool: has no kind. Add kind: one of ephemeral, standing, none"
 
 
 def test_the_job_of_a_list_is_named_and_the_other_errors_counted(tmp_path: Path) -> None:

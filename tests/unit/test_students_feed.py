@@ -10,6 +10,7 @@ from fake_client import FakeClient
 from orchestrator.data import Order, SampleStore
 from orchestrator.data.tokenise import Sample
 from orchestrator.errors import CountsDiffer
+from orchestrator.pool.source import SignalSource
 from orchestrator.signals.records import HiddenAsk
 from orchestrator.students.feed import AHEAD_WITHOUT_POOL, Feed
 from orchestrator.students.ledger import Ledger, check
@@ -36,13 +37,9 @@ def _questions(client: FakeClient, roles: tuple[str, ...] = ("teacher",)) -> Que
     port: Any = client
     head = Head(torch.zeros(50, 2))
     return Questions(
-        port,
-        "run",
+        SignalSource(port, None, "run", {}, 1 << 20, 8),
         {role: HiddenAsk("float32") for role in roles},
         {role: head for role in roles},
-        {role: 50 for role in roles},
-        {},
-        rank=0,
         replicas=1,
     )
 
