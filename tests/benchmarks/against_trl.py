@@ -13,7 +13,8 @@ loops T and S of `plain.py`. Tokens/s is over the steps after the first three.
 
 With the teacher running, c = 2 cores allow max(T, S) a batch here, and (T + S) / 2 to one process
 that splits every operation over both cores perfectly: `(T + S) / 2 / max(T, S)` is the ratio of
-tokens/s that perfection on both sides would give.
+tokens/s that perfection on both sides would give. From the second epoch on, the teacher's signals
+come from the cache here, and TRL pays the teacher again.
 """
 
 import argparse
@@ -50,6 +51,7 @@ from workload import (
 
 DEFAULT = balanced(steps=18)
 PLAIN_BATCHES = 12
+CORES = 2
 TRIAL_STEPS = 10
 SETTINGS = (("gkd", 1), ("gkd", 2), ("liger", 2), ("chunked", 1), ("chunked", 2))
 
@@ -90,10 +92,11 @@ def measured(command: list[str], tokens_a_step: int) -> Result:
     )
 
 
-def our_side(folder: Path, workload: Workload) -> None:
+def our_side(folder: Path, workload: Workload, cached: bool) -> None:
     """A whole run here; prints when steps ended and their losses."""
     from orchestrator.events import Event, StepDone
-    from orchestrator.runner import run
+    from orchestrator.runner import label, run
+    from orchestrator.spec.job import NoPool
 
     ends: list[float] = []
     losses: list[float] = []
@@ -103,7 +106,14 @@ def our_side(folder: Path, workload: Workload) -> None:
             ends.append(time.perf_counter())
             losses.append(event.metrics["loss/total"])
 
-    run([job("ours", folder, workload)], listen)
+    # From the cache the teacher's core is idle, so the student gets both.
+    changes = {"cache": {"path": str(folder / "signals")}} if cached else {}
+    spec = job("ours", folder, workload, **changes)
+    if cached:
+        label([spec])
+        training = spec.training.model_copy(update={"threads": CORES})
+        spec = spec.model_copy(update={"training": training, "pool": NoPool(kind="none")})
+    run([spec], listen)
     print(json.dumps({"ends": ends, "losses": losses}))
 
 
@@ -141,6 +151,7 @@ def compare(options: argparse.Namespace, folder: Path, workload: Workload) -> di
     found: dict[str, list[float]] = {}
     for _ in range(options.rounds):
         ours, rival = measured(ours_command, tokens), measured(rival_command, tokens)
+        again = measured([*ours_command, "--cached"], tokens)
         seconds = plain.measure("teacher") | plain.measure("student")
         t, s = seconds["teacher"].wall, seconds["student"].wall
         apart = max(abs(a - b) / b for a, b in zip(ours.losses, rival.losses, strict=True))
@@ -149,6 +160,8 @@ def compare(options: argparse.Namespace, folder: Path, workload: Workload) -> di
             "tokens/s TRL": rival.tokens_per_s,
             "**ratio of tokens/s**": ours.tokens_per_s / rival.tokens_per_s,
             "ratio if both were perfect, (T + S) / 2 / max(T, S)": (t + s) / 2 / max(t, s),
+            "tokens/s here, from the cache": again.tokens_per_s,
+            "**ratio of tokens/s, from the cache**": again.tokens_per_s / rival.tokens_per_s,
             "tokens/s here over tokens / max(T, S)": ours.tokens_per_s * max(t, s) / tokens,
             "tokens/s TRL over tokens / ((T + S) / 2)": rival.tokens_per_s * (t + s) / 2 / tokens,
             "T (s)": t,
@@ -175,10 +188,11 @@ def main() -> None:
     parser.add_argument("--trl-python", required=True, help="interpreter of a TRL environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)  # our side's own process
+    parser.add_argument("--cached", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     workload = chosen(options)
     if options.folder is not None:
-        our_side(options.folder, workload)
+        our_side(options.folder, workload, options.cached)
         return
     os.environ.pop("OMP_NUM_THREADS", None)  # each side sets its own
     before = machine()

@@ -140,6 +140,7 @@ def job(name: str, folder: Path, workload: Workload, **changes: Any) -> JobSpec:
             "checkpoint": {"every_steps": workload.steps},
         },
         "evaluation": {"before": False, "generate": None},
+        "cache": {"enabled": False},  # else a second round would ask nobody
         "storage": str(folder / "runs"),
     }
     raw.update(changes)
