@@ -38,7 +38,7 @@ from strategies.linear import vocabulary_loss
 OBJECTIVES = {"forward_kl": 0.0, "jensen_shannon": 0.5}
 """By name, the beta that TRL and Liger call it by."""
 STUDENT_WIDTH, TEACHER_WIDTH = 256, 512
-SHAPES = ((512, 32_000), (512, 151_936), (2048, 32_000), (2048, 151_936))
+SHAPES = ((512, 32_000), (512, 151_936), (2048, 32_000))
 
 
 @dataclass(frozen=True, slots=True)

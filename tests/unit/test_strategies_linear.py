@@ -321,6 +321,17 @@ def test_chunks_cover_every_position_once_in_nearly_equal_pieces() -> None:
         assert not sizes or (max(sizes) - min(sizes) <= 1 and max(sizes) <= 4)
 
 
+@pytest.mark.parametrize("powers", [(1e-7, 1e-7), (1e-7, -2e-7), (-1e-7, 1e-7), (1e-12, 0.0)])
+def test_alpha_beta_is_accurate_where_its_formula_divides_by_almost_nothing(
+    powers: tuple[float, float],
+) -> None:
+    case = Case()
+    part = Part("alpha_beta", 1.0, "teacher", alpha=powers[0], beta=powers[1])
+    student = case.student_logits()
+    want = oracle("alpha_beta", student, case.teacher_logits, case.targets, alpha=0.0, beta=0.0)
+    _assert_close(case, {"teacher": case.signal("hidden")[0]}, [part], want)
+
+
 def test_weights_and_temperatures_by_position_are_those_of_each_position_alone() -> None:
     case = Case("all")
     signals = {"teacher": case.signal("hidden")[0], "topk": case.signal("topk")[0]}
