@@ -24,7 +24,7 @@ from orchestrator.planner.capacity import Inventory, Node, plan
 from orchestrator.pool import Pool, PoolPlan
 from orchestrator.pool.cache import Cache
 from orchestrator.pool.label import LabelJob, labelled
-from orchestrator.pool.stock import check_stock, known_fingerprints, note_sources
+from orchestrator.pool.stock import check_stock, known_fingerprints, note_sources, saved_s
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import NoPool, StandingPool
@@ -114,7 +114,12 @@ class Session:
             if pool is not None:
                 _add_pool(summary, before, pool.status())
             if student.cache is not None:
-                summary["cache"]["store"] = self.caches[student.cache.path].stats()
+                cache = self.caches[student.cache.path]
+                spent = summary["cost"].get("teacher_device_s", 0.0)
+                saved = saved_s(cache, student.fingerprints, summary["cache"], spent)
+                if saved is not None:
+                    summary["cost"]["saved_by_cache_device_s"] = saved
+                summary["cache"]["store"] = cache.stats()
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary

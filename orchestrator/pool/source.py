@@ -64,6 +64,7 @@ class SourceCounts:
     shared: int = 0  # computed by another client meanwhile
     misses: int = 0  # computed by the pool for this client
     computed_tokens: int = 0  # of samples that the pool ran for this client
+    saved_tokens: int = 0  # of samples that it did not have to run
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +181,7 @@ class SignalSource:
         pieces = pieces_of(question.flat, self._fingerprints[question.role], question.ask)
         held: dict[bytes, CacheRecord] = {}
         open_wants = _distinct(pieces)
-        forward_s, rounds = 0.0, 0
+        forward_s, computed, rounds = 0.0, 0, 0
         while open_wants:
             wants = list(open_wants.values())
             verdicts = self.link.claim(question.name, wants, WAIT_S if rounds else 0.0)
@@ -192,13 +193,15 @@ class SignalSource:
             found = [verdict for verdict in verdicts if isinstance(verdict, CacheRecord)]
             self._count(hits=0 if rounds else len(found), shared=len(found) if rounds else 0)
             if leads:
-                records, took_s = self._compute(question, pieces, leads, rounds)
+                records, tokens, took_s = self._compute(question, pieces, leads, rounds)
                 found += records
+                computed += tokens
                 forward_s += took_s
             for record in found:
                 held[record.key] = record
                 del open_wants[record.key]
             rounds += 1
+        self._count(saved_tokens=max(0, len(question.flat.tokens) - computed))
         arrays = joined([_rows(held[piece.want.key], piece) for piece in pieces])
         description = self.describe(question.role)
         return Reply(
@@ -213,8 +216,12 @@ class SignalSource:
 
     def _compute(
         self, question: Question, pieces: Sequence[Piece], leads: Sequence[Want], round_: int
-    ) -> tuple[list[CacheRecord], float]:
-        """Ask the pool for what this question leads, and hand it to the cache."""
+    ) -> tuple[list[CacheRecord], int, float]:
+        """Ask the pool for what this question leads, and hand it to the cache.
+
+        Returns:
+            The records, the tokens of their samples, and the seconds that the role worked.
+        """
         assert self.link is not None
         keys = [want.key for want in leads]
         try:
@@ -235,7 +242,7 @@ class SignalSource:
             raise
         self.link.put(records)
         self._count(misses=len(records), computed_tokens=len(request.tokens))
-        return records, reply.forward_s
+        return records, len(request.tokens), reply.forward_s
 
     def _count(self, **more: int) -> None:
         with self._lock:

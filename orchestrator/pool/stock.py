@@ -1,10 +1,12 @@
 """What a job without a pool needs to know: whose signals it wants, and whether all are there."""
 
+import hashlib
+
 from orchestrator.data import prepare
 from orchestrator.errors import SpecError
 from orchestrator.models.source import source_digest
+from orchestrator.signals.cache.notes import read_note, write_note
 from orchestrator.signals.cache.roles import read_role
-from orchestrator.signals.cache.sources import recall, remember
 from orchestrator.spec import JobSpec
 
 from .cache import Cache, CacheLink
@@ -16,7 +18,7 @@ def note_sources(job: JobSpec, cache: Cache, fingerprints: dict[str, str]) -> No
     for role in job.used_roles:
         digest = source_digest(job.roles[role])
         if digest is not None:
-            remember(cache.handle.path, digest, fingerprints[role])
+            write_note(cache.handle.path, f"source-{digest}", fingerprints[role])
 
 
 def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
@@ -34,7 +36,7 @@ def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
                 "is no model folder, so without a pool nobody can tell whose signals are wanted",
                 "Give it a path, or give the job a pool",
             )
-        fingerprint = recall(cache.handle.path, digest)
+        fingerprint = read_note(cache.handle.path, f"source-{digest}")
         if fingerprint is None or read_role(cache.handle.path, fingerprint) is None:
             raise SpecError(
                 f"roles.{role}",
@@ -71,3 +73,22 @@ def check_stock(job: JobSpec, cache: Cache, tokenizer: str, data_folder: str) ->
                 )
     finally:
         link.close()
+
+
+def saved_s(
+    cache: Cache, fingerprints: dict[str, str], counts: dict[str, int], teacher_s: float
+) -> float | None:
+    """Device-seconds that the cache saved a job; None if nobody ever measured these roles.
+
+    Args:
+        cache: where the measurement of an earlier job is kept.
+        fingerprints: of the job's roles.
+        counts: the job's `SourceCounts`.
+        teacher_s: device-seconds that the roles worked for the job.
+    """
+    roles = hashlib.sha256("".join(sorted(fingerprints.values())).encode()).hexdigest()
+    name = f"seconds-a-token-{roles}"
+    if counts["computed_tokens"]:
+        write_note(cache.handle.path, name, repr(teacher_s / counts["computed_tokens"]))
+    rate = read_note(cache.handle.path, name)
+    return None if rate is None else float(rate) * counts["saved_tokens"]
