@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator.errors import CacheBusy, SpecError
 
 from .segments import TEMPORARY, sequence_of
-from .sources import FOLDER as SOURCES
+from .notes import FOLDER as NOTES
 
 SEGMENTS, ROLES, INDEX, FORMAT, LOCK = "segments", "roles", "index.sqlite", "format", "lock"
 VERSION = "stillhouse signals 1"
@@ -46,7 +46,7 @@ def make(path: Path) -> None:
 
 def _refuse_foreign(path: Path) -> None:
     """A folder of something else, or a cache that lost its version, is left alone."""
-    known = {SEGMENTS, ROLES, LOCK, SOURCES}
+    known = {SEGMENTS, ROLES, LOCK, NOTES}
     foreign = [
         each.name
         for each in path.iterdir()
