@@ -4,7 +4,7 @@ format            text: which format the rest has
 lock              held by the writer; says who that is
 segments/*.arrow  the records
 roles/*.arrow     role cards
-sources/          see `sources`
+notes/            see `notes`
 index.sqlite*     where each record lies; made anew from the segments when it is lost
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from orchestrator.errors import CacheBusy, SpecError
 
-from .segments import TEMPORARY, sequence_of
 from .notes import FOLDER as NOTES
+from .segments import TEMPORARY, sequence_of
 
 SEGMENTS, ROLES, INDEX, FORMAT, LOCK = "segments", "roles", "index.sqlite", "format", "lock"
 VERSION = "stillhouse signals 1"
