@@ -89,21 +89,22 @@ def unpack(
     """Arrays that are views of the payload, read-only as it is."""
     arrays: dict[str, np.ndarray] = {}
     begin = 0
-    for column in columns:
-        count = rows * math.prod(column.shape)
-        flat = (
-            np.frombuffer(payload, column.dtype, count, begin)
-            if count
-            else np.empty(0, column.dtype)
-        )
-        arrays[column.name] = flat.reshape(rows, *column.shape)
-        begin += aligned(column.row_bytes * rows)
+    for name, dtype, shape, row_bytes in columns:
+        size = row_bytes * rows
+        # numpy takes no empty view at the very end of a buffer
+        buffer = payload if size else None
+        arrays[name] = np.ndarray((rows, *shape), dtype, buffer, begin if size else 0)
+        begin += aligned(size)
     return arrays
 
 
 def bitmap_of(positions: np.ndarray, start: int) -> bytes:
     """[n] int32 rising -> a bit for each position of the range, without zero bytes at the end."""
-    mask = np.zeros(int(positions[-1]) - start + 1, bool)
+    first, count = int(positions[0]) - start, len(positions)
+    end = int(positions[-1]) - start + 1
+    if end - first == count:  # without gaps, as most are
+        return (((1 << count) - 1) << first).to_bytes(-(-end // 8), "little")
+    mask = np.zeros(end, bool)
     mask[positions - start] = True
     return np.packbits(mask, bitorder="little").tobytes()
 

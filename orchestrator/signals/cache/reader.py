@@ -26,12 +26,16 @@ SWEEP_EVERY = 256
 class ReadCounts:
     """What became of reads."""
 
-    records: int = 0
-    nbytes: int = 0
+    reads: int = 0
     vanished: int = 0  # the segment was evicted
     truncated: int = 0  # the segment ends before the record does
     corrupt: int = 0  # the checksum is another
     unreadable: int = 0  # the disk failed
+
+    @property
+    def records(self) -> int:
+        """Reads that gave a record."""
+        return self.reads - self.vanished - self.truncated - self.corrupt - self.unreadable
 
 
 class Reader:
@@ -64,12 +68,6 @@ class Reader:
         record = decode(key, place, payload)
         if record is None:
             self._count("corrupt")
-            return None
-        with self._lock:
-            self.counts.records += 1
-            self.counts.nbytes += place.length
-            if self.counts.records % SWEEP_EVERY == 0:
-                self._sweep()
         return record
 
     def close(self) -> None:
@@ -83,6 +81,9 @@ class Reader:
 
     def _file(self, segment: str) -> "_File":
         with self._lock:
+            self.counts.reads += 1
+            if self.counts.reads % SWEEP_EVERY == 0:
+                self._sweep()
             file = self._files.get(segment)
             if file is not None:
                 self._files.move_to_end(segment)
