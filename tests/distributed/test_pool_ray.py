@@ -94,6 +94,7 @@ def test_several_replicas_answer_and_the_counts_balance():
             lambda: s if sum(s := [r.get("served", 0) for r in replicas(pool)]) == 40 else None
         )
         assert all(count > 0 for count in served)
+        assert sum(r["samples"] for r in replicas(pool)) == 80  # two a request
         status = pool.status()
         assert status["restarts"] == 0 and not status["standing"]
         assert status["roles"]["teacher"]["fingerprint"] == "teacher-w"
@@ -331,8 +332,10 @@ def test_a_client_that_was_not_told_of_the_end_finds_out():
         client.submit(fake_request("r"))
         check_all(client, ["r"])
         controller = controller_name(pool.name)
+        pid = wait_until(lambda: next(pids(replicas(pool)), None))
         for name in sorted(living_actors(pool.name), key=lambda name: name != controller):
             ray.kill(ray.get_actor(name, namespace="stillhouse"), no_restart=True)
+        wait_until(lambda: not psutil.pid_exists(pid))  # until then it may still answer
         client.submit(fake_request("after"))
         with pytest.raises(WorkerLost, match="it was taken down"):
             client.result("after", timeout_s=WAIT_S)
