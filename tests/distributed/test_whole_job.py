@@ -1,5 +1,6 @@
 """Jobs from spec to registered student: the wire tells the truth, tracking loses nothing."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +8,12 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from mlflow.tracking import MlflowClient
 from mlflow_server import Server
+from transformers import AutoModelForCausalLM
 
+from orchestrator.data import Order, collate, prepare
 from orchestrator.events import Event, StepDone
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
@@ -79,6 +83,56 @@ def test_the_same_model_as_teacher_and_student_gives_zero(
     assert summary["evaluation"]["student"]["loss"] == pytest.approx(
         summary["evaluation"]["teacher"]["loss"], rel=1e-6
     )
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_hidden_learns_what_full_logits_in_one_process_learn(house: House, cached: bool) -> None:
+    """The same 24 steps here: both models side by side, full softmax, autograd, torch's AdamW."""
+    cache = {"path": str(house.root / "cache")} if cached else {"enabled": False}
+    start = tiny.save_teacher(house.root / f"student-{cached}", seed=5, width=32)
+    spec = house.job(student={"path": str(start)}, cache=cache)
+    losses: list[float] = []
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StepDone):
+            losses.append(event.metrics["loss/forward_kl"])
+
+    house.play(spec, hear)
+    assert losses == pytest.approx(_in_one_process(spec, house.root / "data"), rel=2e-5)
+
+
+def _in_one_process(spec: JobSpec, data_folder: Path) -> list[float]:
+    """The loss of each step of a forward-KL job, by the shortest way."""
+    teacher_path, student_path = str(spec.roles["teacher"].path), str(spec.student.path)
+    teacher: Any = AutoModelForCausalLM.from_pretrained(teacher_path).eval()
+    student: Any = AutoModelForCausalLM.from_pretrained(student_path).train()
+    training, optimizer = spec.training, spec.training.optimizer
+    groups = [
+        {"params": [p for p in student.parameters() if p.ndim >= 2], "weight_decay": 0.1},
+        {"params": [p for p in student.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=optimizer.lr, betas=optimizer.betas, eps=optimizer.eps)
+    store = prepare(spec.data, str(tiny.TOKENIZER), str(data_folder)).train
+    order = Order(store, spec.data.context, training.global_batch, spec.seed, spec.data.packing)
+    steps = training.steps or 0
+    losses = []
+    for step in range(steps):
+        batch = collate(store, order.rows(step), spec.data.context)
+        ids, positions = torch.tensor(batch.input_ids), torch.tensor(batch.position_ids)
+        mask = torch.tensor(batch.targets != -100)
+        with torch.no_grad():
+            wanted = teacher(input_ids=ids, position_ids=positions, use_cache=False).logits[mask]
+        found = student(input_ids=ids, position_ids=positions, use_cache=False).logits[mask]
+        p, q = (torch.log_softmax(z / 2.0, -1) for z in (wanted, found))
+        loss = 4.0 * (p.exp() * (p - q)).sum(-1).mean()
+        adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), training.clip or 1.0)
+        for group in adam.param_groups:  # the default: half a cosine from the peak to a tenth
+            group["lr"] = optimizer.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * step / (steps - 1))))
+        adam.step()
+        losses.append(loss.item())
+    return losses
 
 
 def test_a_server_killed_in_the_middle_holds_the_whole_run_in_the_end(
