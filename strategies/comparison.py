@@ -104,7 +104,7 @@ def compare(
     gradient: Tensor | None = None
     for temperature, indices in _by_temperature(whole.parts):
         asked = [_ask(whole, rows, theirs, whole.parts[index]) for index in indices]
-        values, here = whole.core(logits, _column(temperature, rows), asked)
+        values, here = whole.core(logits, _column(temperature, rows, logits.dtype), asked)
         for index, value in zip(indices, values, strict=True):
             whole.values[index, rows] = value
         if here is not None:
@@ -124,8 +124,9 @@ def _by_temperature(parts: Sequence[Part]) -> list[tuple[float | Tensor, list[in
     return list(groups.values())
 
 
-def _column(number: float | Tensor, rows: slice) -> float | Tensor:
-    return number[rows].unsqueeze(1) if isinstance(number, Tensor) else number
+def _column(number: float | Tensor, rows: slice, dtype: torch.dtype) -> float | Tensor:
+    """[N] as [b, 1] in the arithmetic's own dtype; a number as it is."""
+    return number[rows].unsqueeze(1).to(dtype) if isinstance(number, Tensor) else number
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +175,7 @@ class Asked:
 
 def _ask(whole: Comparison, rows: slice, theirs: Mapping[str, Tensor], part: Part) -> Asked:
     wanted = whole.with_gradient and part.scale != 0.0
-    factor = _column(part.pull_factor(), rows)
+    factor = _column(part.pull_factor(), rows, whole.values.dtype)
     if part.role is None:
         return Asked(part, factor, Labels(whole.targets[rows].unsqueeze(1)), wanted)
     match whole.readers[part.role]:

@@ -335,7 +335,8 @@ def test_alpha_beta_is_accurate_where_its_formula_divides_by_almost_nothing(
 def test_weights_and_temperatures_by_position_are_those_of_each_position_alone() -> None:
     case = Case("all")
     signals = {"teacher": case.signal("hidden")[0], "topk": case.signal("topk")[0]}
-    temperature, weight = torch.linspace(1.0, 2.5, N), torch.linspace(-1.0, 2.0, N).clamp_min(0)
+    temperature = torch.linspace(1.0, 2.5, N, dtype=torch.float64)
+    weight = torch.linspace(-1.0, 2.0, N).clamp_min(0)
     parts = [
         Part("forward_kl", 0.5, "teacher", temperature, position_weight=weight),
         Part("total_variation", 0.4, "topk", temperature),
