@@ -225,6 +225,19 @@ def test_an_index_of_another_version_is_made_anew(
     assert "version 9" in caplog.text
 
 
+@pytest.mark.parametrize("column", ["offset", "length", "start", "segment"])
+def test_an_index_with_values_of_another_kind_is_made_anew(
+    tmp_path: Path, published: list[Published], caplog: pytest.LogCaptureFixture, column: str
+) -> None:
+    database = sqlite3.connect(tmp_path / "index.sqlite")
+    database.execute("PRAGMA ignore_check_constraints = ON")
+    database.execute(f"UPDATE records SET {column} = 'text'")
+    database.commit()
+    database.close()
+    all_there(tmp_path, published)
+    assert "made anew" in caplog.text
+
+
 def test_an_index_that_is_behind_or_ahead_of_the_segments_is_brought_in_line(
     tmp_path: Path, published: list[Published]
 ) -> None:

@@ -51,6 +51,21 @@ def test_what_is_put_is_a_copy(tmp_path: Path) -> None:
     assert there is not None and same(there, untouched)
 
 
+def test_a_record_that_somebody_took_from_memory_never_changes(tmp_path: Path) -> None:
+    with Store.open(tmp_path, LARGE, segment_bytes=4160) as store:
+        taken: list[tuple[CacheRecord, CacheRecord]] = []
+        for i in range(12):  # buffers are used again, but for those of which views are out
+            put = record(i, width=1000)
+            store.put([put])
+            if i % 3 == 0:
+                (found,) = store.find([put.key])
+                assert isinstance(found, CacheRecord)
+                taken.append((put, found))
+            store.flush()
+        assert len(taken) == 4
+        assert all(same(put, found) for put, found in taken)
+
+
 def test_every_type_shape_and_order_of_numbers_is_kept(tmp_path: Path) -> None:
     plain = record(1)
     kinds = ["u1", "<u2", "<i4", "<i8", "<f2", "<f4", "<f8", "?", ">f4"]
@@ -339,6 +354,20 @@ def test_the_segments_least_recently_used_go_first(tmp_path: Path) -> None:
         assert (stats.evicted_segments, stats.evicted_records) == (5, 5)
         assert stats.bytes + stats.evicted_bytes == 10 * size
         assert stats.bytes == sum(file.stat().st_size for file in segments(tmp_path))
+
+
+def test_a_use_counts_at_once_when_room_is_needed(tmp_path: Path) -> None:
+    puts = [record(i, width=1000) for i in range(20)]
+    with Store.open(tmp_path, 100_000, segment_bytes=4160) as store:
+        store.put(puts[:12])
+        store.flush()
+        assert store.stats().evicted_segments == 0
+        store.find([puts[0].key])
+        store.put(puts[12:])
+        store.flush()
+        assert store.stats().evicted_segments > 0
+        assert fetched(store, store.reader, puts[0].key) is not None
+        assert fetched(store, store.reader, puts[1].key) is None
 
 
 def test_the_limit_holds_and_the_newest_segment_stays(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Read records from segment files: one plain read each, checked. Safe to use from many threads.
 
 Promises: a read gives exactly what was put or None, never another value; no file is mapped, so one
-that is cut short under a reader is a miss and not a dead process. Imports no pyarrow.
+that is cut short under a reader is a miss and not a dead process.
 """
 
 import logging

@@ -353,7 +353,6 @@ class Store:
         with self._state:
             self._tally.written_bytes += self._catalogue.add(name, rows)
             self._tally.written_records += sealed.keys
-            self._sealed = None  # in one step with the index, so that no look finds neither
 
     def _failed(self, dropped: int, error: OSError) -> None:
         with self._state:
