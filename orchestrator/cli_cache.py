@@ -13,8 +13,8 @@ from typing import Annotated
 import typer
 
 from orchestrator.errors import SpecError
+from orchestrator.signals.cache.folder import DEFAULT_PATH
 
-DEFAULT_PATH = Path.home() / ".cache" / "stillhouse" / "signals"
 UNLIMITED = 1 << 62  # an import keeps to no limit; the next job that writes keeps to its own
 DAMAGED = 1
 

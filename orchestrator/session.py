@@ -26,6 +26,7 @@ from orchestrator.pool.cache import Cache
 from orchestrator.pool.label import LabelJob, labelled
 from orchestrator.pool.stock import check_stock, known_fingerprints, note_sources, saved_s
 from orchestrator.run_folder import RunFolder
+from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import RoleSpec, StudentSpec
@@ -236,12 +237,11 @@ class Session:
             restarts=job.pool.restarts,
             deterministic=job.deterministic,
             seed=job.seed,
-            packing=job.data.packing,
         )
         key = json.dumps(
             [
                 {name: role.served() for name, role in roles.items()},
-                [wanted.restarts, wanted.deterministic, wanted.seed, wanted.packing],
+                [wanted.restarts, wanted.deterministic, wanted.seed],
             ],
             sort_keys=True,
         )
@@ -258,7 +258,7 @@ class Session:
     def _cache_for(self, job: JobSpec) -> Cache | None:
         if not job.cache.enabled or not job.used_roles:
             return None
-        path = job.cache.path or str(CACHE / "signals")
+        path = job.cache.path or str(DEFAULT_PATH)
         if path not in self.caches:
             self.caches[path] = Cache.open(path, job.cache.max_bytes)
         return self.caches[path]

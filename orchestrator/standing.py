@@ -100,7 +100,6 @@ def standing_plan(jobs: Sequence[JobSpec]) -> PoolPlan:
         restarts=first.pool.restarts,
         deterministic=first.deterministic,
         seed=first.seed,
-        packing=first.data.packing,
     )
 
 

@@ -10,6 +10,7 @@ from urllib.parse import urlparse
 
 from orchestrator.errors import SpecError
 from orchestrator.models.folder import check_folder
+from orchestrator.signals.cache.folder import DEFAULT_PATH, refuse_unusable
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.models import ModelSpec
 
@@ -38,6 +39,8 @@ def preflight(jobs: Sequence[JobSpec], free_bytes: Callable[[Path], int] | None 
         for name, model in _models(job).items():
             _check_model(model, prefix + name)
         check_tokenizers(job, jobs[:index], prefix)
+        if job.cache.enabled:
+            refuse_unusable(Path(job.cache.path or DEFAULT_PATH).expanduser())
     _check_disk(jobs, free_bytes or _free_bytes)
 
 

@@ -166,7 +166,6 @@ def load_role(what: RoleLoad) -> ModelEngine:
         device=_device(spec),
         tokenizer=spec.tokenizer,
         seed=what.seed,
-        packing=what.packing,
         field=f"roles.{what.role}",
     )
     return ModelEngine(what.role, loaded, deterministic=what.deterministic)

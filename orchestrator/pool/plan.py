@@ -21,7 +21,6 @@ class PoolPlan:
     restart_window_s: float | None = None  # only deaths this recent count; None: all
     deterministic: bool = False
     seed: int = 0  # of fresh weights
-    packing: bool = False  # rows hold several samples: refuse a model that mixes them
     env: Mapping[str, str] = field(default_factory=dict)  # environment variables of replicas
     load: Loader = load_role
     lease_s: float = 120.0  # an ephemeral pool whose driver is silent this long ends itself
@@ -42,4 +41,4 @@ class PoolPlan:
 
     def load_of(self, role: str) -> RoleLoad:
         """What a replica of a role loads."""
-        return RoleLoad(role, self.roles[role], self.deterministic, self.seed, self.packing)
+        return RoleLoad(role, self.roles[role], self.deterministic, self.seed)

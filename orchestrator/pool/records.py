@@ -41,7 +41,6 @@ class RoleLoad:
     spec: RoleSpec
     deterministic: bool = False  # torch's deterministic kernels only
     seed: int = 0  # of fresh weights
-    packing: bool = False  # rows hold several samples: refuse a model that mixes them
 
 
 Loader = Callable[[RoleLoad], Engine]

@@ -91,6 +91,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "torn.jsonl").write_text('{"text": "words"}\n{"text": \n' * 20)
     (root / "table.csv").write_text("title,body\na,b\n" * 20)
     (root / "broken.parquet").write_bytes(b"PAR1 not really" * 20)
+    (root / "old_cache").mkdir()
+    (root / "old_cache/format").write_text("stillhouse signals 0\n")
+    (root / "foreign").mkdir()
+    (root / "foreign/thesis.txt").write_text("years of work")
     (root / "not.yaml").write_text("name: [unclosed")
     (root / "nothing.yaml").write_text("jobs: []")
     return root
@@ -208,6 +212,40 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "temperature outside the ladder": (
         ["roles.teacher.encoding={kind: topk}", "objective.terms.0.temperature=2"],
         ["roles.teacher.encoding.temperatures", "[1.0]", "temperature 2", "hidden"],
+    ),
+    "temperature between rungs that are too far apart": (
+        [
+            "roles.teacher.encoding={kind: topk, temperatures: [1, 4]}",
+            "objective.terms.0.temperature={kind: linear, start: 4, end: 1}",
+        ],
+        ["roles.teacher.encoding.temperatures", "1 and 4", "1e-3 nats", "rung at 2"],
+    ),
+    "encoding that a term cannot use": (
+        [
+            "roles.teacher.encoding={kind: sampled}",
+            "objective.terms.0={kind: total_variation, role: teacher}",
+        ],
+        ["roles.teacher.encoding.kind", "sampled", "total_variation", "full, hidden, topk"],
+    ),
+    "draws at another temperature": (
+        ["roles.teacher.encoding={kind: sampled}", "objective.terms.0.temperature=2"],
+        ["roles.teacher.encoding.kind", "temperature 1", "wants 2"],
+    ),
+    "k above the vocabulary": (
+        ["roles.teacher.encoding={kind: topk, k: 999999}"],
+        ["roles.teacher.encoding.k", "999999", "vocabulary"],
+    ),
+    "no pool and no cache": (
+        ["pool=none", "cache.enabled=false"],
+        ["cache.enabled", "pool is none"],
+    ),
+    "cache of another format": (
+        ["cache.path={root}/old_cache"],
+        ["old_cache", "stillhouse signals 0", "this version reads"],
+    ),
+    "cache in a folder of something else": (
+        ["cache.path={root}/foreign"],
+        ["thesis.txt", "no file `format`", "empty folder"],
     ),
     "override without a value": (["training.steps"], ["--set training.steps", "path=value"]),
     "override of no job": (["nobody:training.steps=3"], ["names job 'nobody'", "good"]),

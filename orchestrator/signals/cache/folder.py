@@ -20,6 +20,8 @@ from .segments import TEMPORARY, sequence_of
 
 SEGMENTS, ROLES, INDEX, FORMAT, LOCK = "segments", "roles", "index.sqlite", "format", "lock"
 VERSION = "stillhouse signals 1"
+DEFAULT_PATH = Path.home() / ".cache" / "stillhouse" / "signals"
+"""Where a node's cache lies if nobody says otherwise."""
 
 
 def make(path: Path) -> None:
@@ -42,6 +44,20 @@ def make(path: Path) -> None:
         raise SpecError(
             str(path), f"cannot be made a signal cache: {error}", "Give another folder"
         ) from error
+
+
+def refuse_unusable(path: Path) -> None:
+    """What `make` would refuse, told without making anything.
+
+    Raises:
+        SpecError: it has another version, or belongs to something else.
+    """
+    if (path / FORMAT).exists():
+        check(path)
+    elif path.is_dir():
+        _refuse_foreign(path)
+    elif path.exists():
+        raise SpecError(str(path), "is a file where a signal cache should be", "Give a folder")
 
 
 def _refuse_foreign(path: Path) -> None:
