@@ -9,7 +9,7 @@ DOCS_STAMP := $(VENV)/.stillhouse-docs
 TRL_STAMP := build/trl/.stillhouse
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test check lint format chaos bench bench-trl docs clean
+.PHONY: help quickstart test check lint format chaos nodes bench bench-trl docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -17,6 +17,7 @@ help:
 	@echo "make test         unit, property and distributed tests"
 	@echo "make check        ruff, pyright, import-linter, unit and property tests"
 	@echo "make chaos        jobs under process kills"
+	@echo "make nodes        jobs over two Ray nodes in network namespaces (root, iproute2)"
 	@echo "make bench        measurements of docs/benchmarks.md; bench-trl: against TRL"
 	@echo "make docs         the documentation, strictly, into site/"
 	@echo "make clean        remove the environment and everything built"
@@ -56,10 +57,17 @@ format: $(STAMP)
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos
 
+nodes: $(STAMP)
+	$(BIN)/python -m pytest tests/distributed/test_two_nodes.py
+
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/overhead.py
 	$(BIN)/python tests/benchmarks/start.py
 	$(BIN)/python tests/benchmarks/loss_head.py
+	$(BIN)/python tests/benchmarks/encodings.py
+	$(BIN)/python tests/benchmarks/encodings_quickstart.py
+	$(BIN)/python tests/benchmarks/cache_store.py
+	$(BIN)/python tests/benchmarks/cached_epochs.py
 
 # TRL in an environment of its own that sees this project's packages and adds nothing to them.
 $(TRL_STAMP): $(STAMP)
