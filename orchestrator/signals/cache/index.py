@@ -127,27 +127,28 @@ class Index:
     def find(self, keys: Iterable[bytes]) -> list[Place | None]:
         """The place of each key."""
         places: list[Place | None] = []
-        for key in keys:
-            rows = self._reading(_FIND, (key,))
-            if not rows:
-                places.append(None)
-                continue
-            segment, offset, length, positions, start, tokens, form, checksum = rows[0]
-            if segment not in self._names or form not in self._forms:
-                raise Damaged(f"record {key.hex()} leads nowhere")
-            places.append(
-                Place(
-                    self._names[segment],
-                    offset,
-                    length,
-                    positions,
-                    start,
-                    tokens,
-                    *self._forms[form],
-                    checksum,
-                )
-            )
+        try:
+            for key in keys:
+                row = self._db.execute(_FIND, (key,)).fetchone()
+                places.append(None if row is None else self._place(*row))
+        except (sqlite3.DatabaseError, KeyError) as error:  # KeyError: a row that leads nowhere
+            raise Damaged(str(error)) from error
         return places
+
+    def _place(
+        self,
+        segment: int,
+        offset: int,
+        length: int,
+        positions: bytes,
+        start: int,
+        tokens: int,
+        form: int,
+        checksum: bytes,
+    ) -> Place:
+        texts = self._forms[form]
+        name = self._names[segment]
+        return Place(name, offset, length, positions, start, tokens, *texts, checksum)
 
     def add_segment(self, name: str, size: int, used: int, rows: Rows) -> None:
         """Record a published segment. Of rows with one key, and over earlier segments, the last

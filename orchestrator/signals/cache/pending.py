@@ -48,8 +48,8 @@ class Pending:
         """
         payload = self.buffer[self._used : self._used + place.length]
         pack(layout_of(place.layout), record.arrays, payload)
-        place = place._replace(offset=self._used)
-        place = place._replace(checksum=checksum(record.key, place, payload.data))
+        digest = checksum(record.key, place, payload.data)
+        place = place._replace(offset=self._used, checksum=digest)
         self._used += place.length
         self.rows.append((record.key, place))
         self._latest[record.key] = place
