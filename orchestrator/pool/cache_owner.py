@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 10.0
 """Records wait no longer than this for their segment to be published."""
+LEFT_FREE = 1 << 30
+"""Bytes of the disk left to checkpoints and the rest of the machine."""
 IDLE_S = 600.0
 """An owner that no client has spoken to for this long ends, and with it the directory's lock."""
 
@@ -52,7 +54,7 @@ class CacheOwner:
         self._store: Store | None = None
         self._error: SpecError | None = None
         try:
-            self._store = Store.open(path, max_bytes)
+            self._store = Store.open(path, max_bytes, left_free=LEFT_FREE)
         except CacheBusy as error:
             # Another session on this machine writes here. Questions in flight are still shared.
             log.warning("%s", error)

@@ -3,10 +3,12 @@
 import errno
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -522,3 +524,16 @@ def test_records_of_several_asks_live_side_by_side(tmp_path: Path) -> None:
             there = fetched(store, store.reader, put.key)
             assert there is not None and same(there, put)
     assert isinstance(there, CacheRecord) and not isinstance(there, Place)
+
+
+def test_what_the_disk_must_keep_free_stays_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Checkpoints share the disk: the cache stops before it is full."""
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    with Store.open(tmp_path, LARGE, left_free=free - 100) as store:
+        store.put([record(1)])
+        store.flush()
+        stats = store.stats()
+    assert (stats.written_records, stats.write_failures, stats.dropped) == (0, 1, 1)

@@ -7,7 +7,9 @@ disk that is full, or a limit that is reached, costs the caching and never the t
 """
 
 import dataclasses
+import errno
 import logging
+import shutil
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,11 +40,14 @@ Found = Place | CacheRecord
 class Store:
     """An open directory. Made by `open`; end it with `close`, or use it as a context."""
 
-    def __init__(self, path: Path, lock: folder.Lock, max_bytes: int, segment_bytes: int) -> None:
+    def __init__(
+        self, path: Path, lock: folder.Lock, max_bytes: int, segment_bytes: int, left_free: int
+    ) -> None:
         self.path = path
         self.reader = Reader(path)
         self._directory_lock, self._max_bytes = lock, max_bytes
         self._segment_bytes = aligned(segment_bytes)
+        self._left_free = left_free
         self._writing = threading.RLock()  # who puts or prunes; taken before `_state`
         self._state = threading.RLock()  # short looks and changes; never held while waiting
         self._tally = Tally()
@@ -56,12 +61,19 @@ class Store:
         self._publisher = ThreadPoolExecutor(1, thread_name_prefix="cache-publisher")
 
     @classmethod
-    def open(cls, path: str | Path, max_bytes: int, segment_bytes: int = SEGMENT_BYTES) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        max_bytes: int,
+        segment_bytes: int = SEGMENT_BYTES,
+        left_free: int = 0,
+    ) -> Self:
         """Become the writer of a directory, which is made if it is not there.
 
         Args:
             max_bytes: limit of the segment files together; role cards and the index come on top.
             segment_bytes: of payload in a segment.
+            left_free: bytes of the disk that segments leave to others; beyond that it is full.
 
         Raises:
             CacheBusy: another process writes to it.
@@ -73,7 +85,7 @@ class Store:
         lock = folder.Lock(place)
         try:
             folder.sweep(place)
-            return cls(place, lock, max_bytes, segment_bytes)
+            return cls(place, lock, max_bytes, segment_bytes, left_free)
         except OSError as error:
             lock.release()
             raise SpecError(
@@ -345,6 +357,11 @@ class Store:
                 self.reader.close()  # an open file would keep its room on disk
             name = self._catalogue.new_name()
         segments = self.path / folder.SEGMENTS
+        free = shutil.disk_usage(segments).free
+        if free - wanted < self._left_free:
+            raise OSError(
+                errno.ENOSPC, f"{free} bytes are free, and {self._left_free} are left to others"
+            )
         begin = write_segment(segments, name, sealed.rows, sealed.payload)
         rows = [
             (key, place._replace(segment=name, offset=place.offset + begin))
