@@ -156,8 +156,20 @@ def ui(
 
 
 @app.command()
-def doctor() -> None:
-    """Look at this machine: versions, compiler, accelerators, memory, disk, ports."""
+def doctor(
+    signals: Annotated[
+        Path | None,
+        typer.Option(help="Job file: check what its roles say instead.", metavar="FILE"),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine, or at the signals of a job's own models."""
+    if signals is not None:
+        _check_signals(signals, overrides, as_json)
+        return
+    if overrides or as_json:
+        raise typer.BadParameter("--set and --json go with --signals FILE only")
     from rich.console import Console
     from rich.table import Table
 
@@ -170,6 +182,29 @@ def doctor() -> None:
         table.add_row(finding.name, marks[finding.status], finding.found, finding.remedy)
     Console().print(table)
     if any(finding.status == "bad" for finding in findings):
+        raise typer.Exit(FAILED)
+
+
+def _check_signals(file: Path, overrides: list[str] | None, as_json: bool) -> None:
+    """Draw what was found, the faults once more at the end; exit code 1 if there are any."""
+    jobs = _load(file, overrides)
+    _plans(jobs)
+    from rich.console import Console
+
+    from orchestrator.signals_doctor.examine import examine
+    from orchestrator.signals_doctor.table import as_table
+
+    out = Console(file=sys.stderr if as_json else sys.stdout)
+    with Console(file=sys.stderr).status("signals") as status:
+        findings = list(examine(jobs, status.update))
+    out.print(as_table(findings))
+    faults = [finding for finding in findings if not finding.ok]
+    for fault in faults:
+        out.print(f"[red]OFF[/] {fault.sentence()}", soft_wrap=True)
+    if as_json:
+        result = {"ok": not faults, "findings": [finding.to_dict() for finding in findings]}
+        print(json.dumps(result), flush=True)
+    if faults:
         raise typer.Exit(FAILED)
 
 
