@@ -64,7 +64,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/overhead.py
 	$(BIN)/python tests/benchmarks/start.py
 	$(BIN)/python tests/benchmarks/loss_head.py
-	$(BIN)/python tests/benchmarks/encodings.py
+	$(BIN)/python tests/benchmarks/encoding_costs.py
 	$(BIN)/python tests/benchmarks/encodings_quickstart.py
 	$(BIN)/python tests/benchmarks/cache_store.py
 	$(BIN)/python tests/benchmarks/cached_epochs.py

@@ -29,6 +29,7 @@ from .translate import translated
 log = logging.getLogger(__name__)
 
 CALL_S = 30.0
+START_S = 300.0
 SEVERAL_WAIT_S = 1.0
 """Longest wait at one of several owners while another may have news."""
 
@@ -60,10 +61,11 @@ class Cache:
 
         Raises:
             SpecError: the directory is of another format version, or no directory.
+            WorkerStalled: an owner has not started in time.
         """
         starts, self._starts = self._starts, []
         try:
-            busy = ray.get(starts)
+            busy = ray.get(starts, timeout=START_S)
         except RayError as error:
             raise translated(error, "cache", "open") from error
         return [reason for reason in busy if reason is not None]

@@ -1,11 +1,13 @@
 """The driver's side of a resident worker group: start it once, give it jobs, hear of them."""
 
+import logging
 import threading
 import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.errors import BudgetExhausted
@@ -17,6 +19,8 @@ from .worker import work
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
+
+log = logging.getLogger(__name__)
 
 NAMESPACE = "stillhouse"
 
@@ -83,9 +87,12 @@ class Group:
         self._desk.request_stop.remote()
 
     def stop(self, timeout_s: float = 60.0) -> None:
-        """Let the workers return, and end the group."""
-        ray.get(self._desk.close.remote())
-        self._thread.join(timeout_s)
+        """Let the workers return, and end the group; one that does not even start is left."""
+        try:
+            ray.get(self._desk.close.remote(), timeout=timeout_s)
+            self._thread.join(timeout_s)
+        except GetTimeoutError:
+            log.warning("the workers' desk has not answered for %g s; ending it", timeout_s)
         ray.kill(self._desk)
 
 

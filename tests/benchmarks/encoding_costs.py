@@ -1,6 +1,6 @@
 """What each encoding costs and how far its loss and gradient are from those of full logits.
 
-    python tests/benchmarks/encodings.py
+    python tests/benchmarks/encoding_costs.py
 
 The teacher is the shipped one, on Python source text; the student is the same model cut after its
 second layer: worse, and related. The loss is forward KL at temperature 1 in float64; the gradient
