@@ -195,6 +195,8 @@ def _check_signals(file: Path, overrides: list[str] | None, as_json: bool) -> No
     from orchestrator.signals_doctor.table import as_table
 
     out = Console(file=sys.stderr if as_json else sys.stdout)
+    if not out.is_terminal:
+        out.width = 180  # nobody's lines to fit
     with Console(file=sys.stderr).status("signals") as status:
         findings = list(examine(jobs, status.update))
     out.print(as_table(findings))

@@ -231,10 +231,10 @@ def _cut_off(
     *,
     logits: bool,
 ) -> Finding:
-    """How many rows are nearer to another position than to their own, or far from their own.
+    """How many rows are another position's: far from their own, and nearer to another.
 
-    A row that no distance tells from its neighbours proves nothing; if most are such, all count as
-    off.
+    A row that fits several positions proves nothing; if most are such, they count as off. A row
+    that is far but nearest to its own is for the other checks.
     """
     specimen = subject.specimen
     looked_at = _looked_at(len(specimen.places))
@@ -246,22 +246,22 @@ def _cut_off(
         )
         for n in looked_at
     ]
-    off, told_apart = [], 0
+    off, alike = [], 0
     for i, n in enumerate(looked_at):
         distances = [distance(n, other) for other in here]
         nearest = int(np.argmin(distances))
-        beside = [d for j, d in enumerate(distances) if abs(i - j) == 1]
-        told_apart += all(d > limit for d in beside)
-        if not distances[i] <= limit:
+        alike += sum(d <= limit for d in distances) > 1
+        if nearest != i and not distances[i] <= limit:
             off.append(
                 f"{_where(specimen, specimen.places[n])} (row {n}): {distances[i]:.3g} off, "
                 f"nearest to {_where(specimen, specimen.places[looked_at[nearest]])}"
             )
-    note = _first(off) or f"{told_apart} of {len(looked_at)} told from others"
-    if 2 * told_apart < len(looked_at) and len(looked_at) > 1:
-        note = f"only {note}: the answers are alike, which proves nothing"
-        return Finding(subject.job.name, "alignment", what, who, float(len(looked_at)), 0.0, note)
-    return Finding(subject.job.name, "alignment", what, who, float(len(off)), 0.0, note)
+    measured, note = float(len(off)), _first(off)
+    if not off and 2 * alike > len(looked_at):
+        measured = float(alike)
+        note = "fit several positions, which are alike to the model: proves nothing"
+    note = note or f"{len(looked_at) - alike} of {len(looked_at)} fit one position alone"
+    return Finding(subject.job.name, "alignment", what, who, measured, 0.0, note)
 
 
 def _looked_at(count: int) -> list[int]:

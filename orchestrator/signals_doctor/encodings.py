@@ -117,11 +117,10 @@ def _compared(
     value, gradient = mine
     off = abs(value - truth.value) / max(abs(truth.size), _TINY)
     pull = float((gradient - truth.gradient).norm()) / max(float(truth.gradient.norm()), _TINY)
-    note = "relative" if bounds else "relative; for information"
     for index, (what, measured) in enumerate((("value", off), ("gradient", pull))):
         bound = None if bounds is None else bounds[index]
         yield Finding(
-            subject.job.name, "oracle", f"{title}, {what}", subject.role, measured, bound, note
+            subject.job.name, "oracle", f"{title}, {what}", subject.role, measured, bound, "relative"
         )
 
 

@@ -43,7 +43,7 @@ def check(subject: Subject, student_width: int, tokenizer: str) -> Iterator[Find
                 f"mass on the {width - limit} entries beyond the {whose}'s",
                 role,
                 _mass_beyond(subject.served.outputs, limit),
-                note="mean over positions; for information",
+                note="mean over positions",
             )
     yield from _padded(subject, min(width, student_width))
 
