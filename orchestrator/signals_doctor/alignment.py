@@ -11,6 +11,7 @@ N positions of the specimen, n of them looked at.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -25,7 +26,7 @@ from orchestrator.data.sources import format_of
 from orchestrator.data.tokenise import Sample
 from orchestrator.data.tokenizer import TextTokenizer, load_tokenizer
 from orchestrator.models.load import Loaded
-from orchestrator.signals.records import SignalAsk, TopKAsk
+from orchestrator.signals.records import FullAsk, HiddenAsk, TopKAsk
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import Format, Messages, PlainText
 from strategies.contract import (
@@ -45,7 +46,7 @@ from .findings import Finding
 from .losses import Moment, loss_of
 from .specimen import Place, Specimen
 from .subject import Subject
-from .subjects import cut_forward
+from .subjects import cut_forward, encoded
 
 ROWS = 8
 """Rows of the job's first step whose targets are read."""
@@ -187,18 +188,19 @@ def check_planted_signal(
 def check_role(subject: Subject, loaded: Loaded) -> Finding:
     """The rows of the role's own answer against forwards of samples cut off there."""
     signal, dtype = subject.served.own, subject.job.roles[subject.role].dtype
-    vectors = isinstance(signal, HiddenSignal | DenseSignal)
-    if vectors:
-        wire = getattr(subject.served.ask, "dtype", "float32")
-        limit = SERVED_SHARE[dtype] + 4 * UNIT[wire]
-    else:
-        limit = _wire(signal, subject.served.ask) + math.sqrt(2 * SERVED_KL[dtype])
+    match subject.served.ask:
+        case HiddenAsk() | FullAsk() as ask:
+            limit = SERVED_SHARE[dtype] + 4 * UNIT[ask.dtype]
+        case TopKAsk() as ask:
+            limit = _kept_error(signal, ask) + math.sqrt(2 * SERVED_KL[dtype])
+        case _:
+            limit = 0.5  # of the draws
     return _cut_off(
         subject,
         loaded,
         subject.role,
         f"{subject.served.ask.kind} rows of another position",
-        lambda row, here: _distance(signal, row, here),
+        lambda row, other, here: _distance(subject, row, other, here),
         limit,
         logits=not isinstance(signal, HiddenSignal),
     )
@@ -215,7 +217,7 @@ def check_student(subject: Subject, loaded: Loaded) -> Finding:
         loaded,
         "student",
         "packed rows of another position",
-        lambda row, here: _share(rows[row], here),
+        lambda row, _, here: _share(rows[row], here),
         SERVED_SHARE["bfloat16" if half else "float32"],
         logits=subject.student.hidden is None,
     )
@@ -226,7 +228,7 @@ def _cut_off(
     loaded: Loaded,
     who: str,
     what: str,
-    distance: Callable[[int, Tensor], float],
+    distance: Callable[[int, int, Tensor], float],
     limit: float,
     *,
     logits: bool,
@@ -248,10 +250,10 @@ def _cut_off(
     ]
     off, alike = [], 0
     for i, n in enumerate(looked_at):
-        distances = [distance(n, other) for other in here]
+        distances = [distance(n, j, other) for j, other in zip(looked_at, here, strict=True)]
         nearest = int(np.argmin(distances))
         alike += sum(d <= limit for d in distances) > 1
-        if nearest != i and not distances[i] <= limit:
+        if not distances[i] <= limit + distances[nearest]:  # samples may begin alike
             off.append(
                 f"{_where(specimen, specimen.places[n])} (row {n}): {distances[i]:.3g} off, "
                 f"nearest to {_where(specimen, specimen.places[looked_at[nearest]])}"
@@ -270,8 +272,16 @@ def _looked_at(count: int) -> list[int]:
     return sorted({n for start in starts for n in range(start, min(start + RUN, count))})
 
 
-def _distance(signal: LogitSignal, row: int, here: Tensor) -> float:
-    """Between a signal's row and a hidden state or logits computed here: a share, or nats."""
+def _distance(subject: Subject, row: int, other: int, here: Tensor) -> float:
+    """Between a signal's row and what was computed at another: a share, nats, or draws.
+
+    Args:
+        subject: whose signal.
+        row: of the signal.
+        other: the index of the position computed.
+        here: its hidden state or logits.
+    """
+    signal = subject.served.own
     match signal:
         case HiddenSignal():
             return _share(signal.hidden[row], here)
@@ -283,15 +293,16 @@ def _distance(signal: LogitSignal, row: int, here: Tensor) -> float:
             off = kept - log_p[signal.ids[row].cpu()]
             return float(((kept.exp() * off**2).sum() / kept.exp().sum()).sqrt())
         case SampledSignal():
-            log_p = here.double().log_softmax(0)
-            entropy = -(log_p.exp() * log_p).nan_to_num(0.0).sum()
-            return abs(float(entropy) - float(signal.entropy[row]))
+            outputs = Outputs(logits=here[None])
+            anew = encoded(subject.served.ask, subject.served, outputs, subject.specimen, [other])
+            assert isinstance(anew, SampledSignal)
+            drawn, expected = Counter(signal.ids[row].tolist()), Counter(anew.ids[0].tolist())
+            return 1 - (drawn & expected).total() / drawn.total()
 
 
-def _wire(signal: LogitSignal, ask: SignalAsk) -> float:
-    """Largest error of a kept log-probability by the wire; entropies cross in float32."""
-    if not isinstance(signal, TopKSignal) or not isinstance(ask, TopKAsk):
-        return 0.0
+def _kept_error(signal: LogitSignal, ask: TopKAsk) -> float:
+    """Largest error of a kept log-probability by the wire."""
+    assert isinstance(signal, TopKSignal)
     likely, unlikely = signal.logprobs.amax(1), signal.logprobs.amin(1)
     return UNIT[ask.dtype] * float((likely - unlikely if ask.dtype == "int8" else -unlikely).max())
 

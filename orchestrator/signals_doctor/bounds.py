@@ -58,4 +58,5 @@ def wire_value(kind: str, true: float, jittered: float) -> float:
     """
     if kind == "total_variation":
         return ALLOWED * jittered
+    jittered = max(0.0, jittered)  # float64 may round a divergence of nothing below 0
     return ALLOWED * (2 * math.sqrt(abs(true) * jittered) + jittered)

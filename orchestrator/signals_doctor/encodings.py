@@ -45,7 +45,7 @@ KEPT = 64
 
 def check(subject: Subject) -> Iterator[Finding]:
     """Value and gradient of each term, moment and encoding; relative errors."""
-    served = subject.served
+    served, everywhere = subject.served, range(len(subject.specimen.places))
     for moment in subject.moments:
         spec, numbers = moment.term.spec, moment.numbers
         whole = oracle.dense(spec, numbers, subject.student, served.outputs)
@@ -63,7 +63,7 @@ def check(subject: Subject) -> Iterator[Finding]:
         if isinstance(served.ask, SampledAsk):
             yield from _on_average(subject, moment, served.ask)
         for ask in _others(subject, moment):
-            signal = encoded(ask, served, subject.specimen)
+            signal = encoded(ask, served, served.outputs, subject.specimen, everywhere)
             other = loss_of(moment, subject.student, signal, subject.targets)
             yield from _compared(subject, f"{moment.title}, {_name(ask)}", other, whole)
     if isinstance(served.own, TopKSignal):
@@ -120,7 +120,13 @@ def _compared(
     for index, (what, measured) in enumerate((("value", off), ("gradient", pull))):
         bound = None if bounds is None else bounds[index]
         yield Finding(
-            subject.job.name, "oracle", f"{title}, {what}", subject.role, measured, bound, "relative"
+            subject.job.name,
+            "oracle",
+            f"{title}, {what}",
+            subject.role,
+            measured,
+            bound,
+            "relative",
         )
 
 

@@ -32,14 +32,14 @@ Say = Callable[[str], None]
 
 
 def examine(
-    jobs: Sequence[JobSpec], say: Say, cache_folder: Path = CACHE / "data"
+    jobs: Sequence[JobSpec], say: Say, cache_folder: Path | None = None
 ) -> Iterator[Finding]:
     """Check the signals of every job that asks a role, on a sample of its own data.
 
     Args:
         jobs: the jobs of a file; their files and plans are taken as checked.
         say: hears what is being done.
-        cache_folder: where prepared data are kept.
+        cache_folder: where prepared data are kept; None: where this user's jobs keep them.
 
     Raises:
         SpecError: a model is not there yet, or no job asks a role.
@@ -50,7 +50,7 @@ def examine(
     for job in asking:
         _refuse_absent_models(job)
     for job in asking:
-        yield from _job(settled(job), cache_folder, say)
+        yield from _job(settled(job), cache_folder or CACHE / "data", say)
 
 
 def _refuse_absent_models(job: JobSpec) -> None:

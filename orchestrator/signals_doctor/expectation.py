@@ -53,10 +53,11 @@ def deviation(
     """
     rows = torch.from_numpy(at)
     targets = subject.targets[rows.to(subject.targets.device)]
+    role = part_of(subject.served.outputs, at)
     directions = [_direction(number, truth.gradient) for number in range(DIRECTIONS)]
     seen = []
     for seed in range(SEEDS):
-        signal = encoded(draws(ask, seed), subject.served, subject.specimen, at)
+        signal = encoded(draws(ask, seed), subject.served, role, subject.specimen, at.tolist())
         value, gradient = loss_of(moment, student, signal, targets)
         seen.append([value, *(float((gradient * way).sum()) for way in directions)])
     expected = [truth.value, *(float((truth.gradient * way).sum()) for way in directions)]

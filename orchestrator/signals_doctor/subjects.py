@@ -6,7 +6,7 @@ go, and plainly. So a fault on either side shows, and memory holds one copy. Sta
 N positions of the specimen, V vocabulary, d width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -30,7 +30,6 @@ from orchestrator.signals.asks import exact_ask, training_ask
 from orchestrator.signals.encodings import RoleOutputs, decode, encode, head_from_record
 from orchestrator.signals.encodings.uniforms import token_hash
 from orchestrator.signals.records import (
-    HiddenAsk,
     Reply,
     Request,
     RoleDescription,
@@ -146,29 +145,33 @@ def served(
 
 
 def encoded(
-    ask: SignalAsk, what: Served, specimen: Specimen, rows: np.ndarray | None = None
+    ask: SignalAsk, what: Served, outputs: Outputs, specimen: Specimen, at: Sequence[int]
 ) -> LogitSignal:
-    """What the served outputs become in an encoding, at some of the N positions."""
-    at = np.arange(len(specimen.places)) if rows is None else rows
-    taken = rows_of(what.outputs, torch.from_numpy(at))
+    """What a role's outputs become in an encoding, on the wire and back.
+
+    Args:
+        ask: the encoding.
+        what: whose outputs.
+        outputs: at some positions.
+        specimen: says what these are about, which decides the draws.
+        at: indices of the positions.
+    """
     places = [specimen.places[i] for i in at]
-    if isinstance(ask, HiddenAsk) and taken.hidden is None:
-        raise ValueError(f"role {what.description.role} has no hidden states; ask for full")
     hashes = {place.sample: token_hash(specimen.store.tokens(place.sample)) for place in places}
     arrays = encode(
         ask,
         RoleOutputs(
-            taken.hidden,
-            taken.head,
-            taken.logits,
+            outputs.hidden,
+            outputs.head,
+            outputs.logits,
             samples=np.array([hashes[place.sample] for place in places], np.uint64),
             positions=np.array([place.position for place in places], np.int64),
         ),
     )
-    device = (taken.hidden if taken.hidden is not None else taken.logits).device  # type: ignore[union-attr]
+    source = outputs.logits if outputs.hidden is None else outputs.hidden
+    assert source is not None
     reply = _reply(ask, arrays, what.description)
-    signal = decode(reply, what.head, positions=len(at), device=device)
-    return _logit_signal(signal)
+    return _logit_signal(decode(reply, what.head, positions=len(at), device=source.device))
 
 
 def draws(ask: SampledAsk, number: int) -> SampledAsk:

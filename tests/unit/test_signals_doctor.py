@@ -314,7 +314,7 @@ def test_one_other_weight_in_the_served_model_is_found(
 
     monkeypatch.setattr(subjects, "load_role", changed)
     faults = house.faults(house.job({"kind": "hidden"}))
-    assert checks(faults) == {"served"}
+    assert checks(faults) == {"served"}, said(faults)
     assert {f.what for f in faults} >= {"hidden states", "logits"}
 
 
