@@ -2,6 +2,7 @@
 belongs."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,10 @@ import torch
 import yaml
 
 from orchestrator.cli import exit_code
-from orchestrator.data import NumpyBatch, collate
+from orchestrator.data import NumpyBatch, collate, format
+from orchestrator.data.tokenizer import load_tokenizer
 from orchestrator.errors import SpecError
+from orchestrator.models.load import Loaded
 from orchestrator.pool.engine import ModelEngine, load_role
 from orchestrator.signals.encodings import sampled, topk
 from orchestrator.signals.records import Request, SampledAsk, TopKAsk
@@ -23,9 +26,10 @@ from orchestrator.signals_doctor import alignment, specimen, subjects
 from orchestrator.signals_doctor.examine import examine
 from orchestrator.signals_doctor.findings import Finding
 from orchestrator.spec import JobSpec
+from orchestrator.spec.data import Messages
+from strategies import linear
 from strategies.comparison import Part
-from strategies.contract import Head
-from strategies.heads import Projection
+from strategies.contract import Head, HiddenSignal
 from strategies.teachers import DenseReader
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation", "alpha_beta")
@@ -196,17 +200,36 @@ def test_models_whose_head_cannot_be_told_apart_pass(house: House) -> None:
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_prompts_and_chats_are_planted_too(house: House, packing: bool, tmp_path: Path) -> None:
-    records = [
-        {"prompt": f"add {i} and {i + 1}: ", "completion": f"{2 * i + 1}"} for i in range(30)
-    ]
+def test_prompts_are_planted_too(house: House, packing: bool, tmp_path: Path) -> None:
+    pairs = [{"prompt": f"add {i} and one: ", "completion": f"{i + 1}, be sure"} for i in range(9)]
     file = tmp_path / "pairs.jsonl"
-    file.write_text("\n".join(map(json.dumps, records)))
+    file.write_text("\n".join(map(json.dumps, pairs)))
     source = {"kind": "jsonl", "path": str(file), "format": {"kind": "completion"}}
     data = {"sources": [source], "context": 64, "held_out": 0.0, "packing": packing}
     findings = house.examine(house.job({"kind": "hidden"}, data=data))
     assert named(findings, "planted completion").ok
     assert all(finding.ok for finding in findings), said([f for f in findings if not f.ok])
+
+
+CHAT = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+CHAT += "{% if add_generation_prompt %}assistant: {% endif %}"
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_chats_are_planted_too(
+    house: House, fault: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in tiny.TOKENIZER_FILES:
+        shutil.copyfile(tiny.TOKENIZER / name, tmp_path / name)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": CHAT}))
+    tokenizer = load_tokenizer(tmp_path)
+    if fault:  # a mask that starts a turn too early
+        render = format.render
+        monkeypatch.setattr(format, "render", lambda *a: (render(*a)[0], [(0, 1000)]))
+    off = alignment._wrong_words(tokenizer, Messages(kind="messages"), 64)
+    assert bool(off) == fault
+    assert not fault or "wheredothesevenoaksstand" in off[0]
 
 
 # --- planted faults ------------------------------------------------------------------------------
@@ -323,10 +346,9 @@ def test_another_model_behind_the_engine_is_found_by_its_fingerprint(
 ) -> None:
     role_of = subjects.role_of
 
-    def other(job: JobSpec, role: str) -> Any:
-        loaded = role_of(job, role)
+    def other(job: JobSpec, role: str) -> Loaded:
         spec = job.roles[role].model_copy(update={"attention": "eager"})
-        return role_of(job.model_copy(update={"roles": {role: spec}}), role) or loaded
+        return role_of(job.model_copy(update={"roles": {role: spec}}), role)
 
     monkeypatch.setattr("orchestrator.signals_doctor.examine.role_of", other)
     faults = house.faults(house.job({"kind": "hidden"}))
@@ -348,17 +370,19 @@ def test_absent_entries_counted_as_logits_of_0_are_found(
     assert "more entries of the student" in said(faults)
 
 
-def test_a_role_that_is_not_cut_to_the_student_is_found(
+def test_a_wider_role_that_is_cut_at_the_wrong_end_is_found(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scaled(self: Projection, hidden: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        # As if the entries that were cut had kept their part of the mass.
-        torch.mm(hidden.to(self.dtype), self.weight.t(), out=out)
-        return out.mul_(self.scale * (1 + 1e-3 * (self.width != 4096 + 64)))
+    read = linear.read
 
-    monkeypatch.setattr(Projection, "logits", scaled)
-    faults = house.faults(house.job({"kind": "hidden"}, {"kind": "forward_kl"}))
-    assert {"oracle", "vocabulary"} <= checks(faults)
+    def wrong_end(signal: HiddenSignal, width: int, dtype: torch.dtype) -> Any:
+        head = Head(signal.head.weight[-width:])
+        return read(HiddenSignal(signal.hidden, head), width, dtype)
+
+    monkeypatch.setattr(linear, "read", wrong_end)
+    faults = house.faults(house.job({"kind": "hidden", "dtype": "float16"}, {"kind": "forward_kl"}))
+    wider = [fault for fault in faults if "more entries of the role" in fault.what]
+    assert checks(wider) == {"vocabulary"}
 
 
 def test_a_head_with_a_wrong_scale_is_found_on_the_wire(
