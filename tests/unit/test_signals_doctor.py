@@ -29,7 +29,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.spec.data import Messages
 from strategies import linear
 from strategies.comparison import Part
-from strategies.contract import Head, HiddenSignal
+from strategies.contract import Head, HiddenSignal, LogitSignal
 from strategies.teachers import DenseReader
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation", "alpha_beta")
@@ -375,9 +375,10 @@ def test_a_wider_role_that_is_cut_at_the_wrong_end_is_found(
 ) -> None:
     read = linear.read
 
-    def wrong_end(signal: HiddenSignal, width: int, dtype: torch.dtype) -> Any:
-        head = Head(signal.head.weight[-width:])
-        return read(HiddenSignal(signal.hidden, head), width, dtype)
+    def wrong_end(signal: LogitSignal, width: int, dtype: torch.dtype) -> Any:
+        if isinstance(signal, HiddenSignal):
+            signal = HiddenSignal(signal.hidden, Head(signal.head.weight[-width:]))
+        return read(signal, width, dtype)
 
     monkeypatch.setattr(linear, "read", wrong_end)
     faults = house.faults(house.job({"kind": "hidden", "dtype": "float16"}, {"kind": "forward_kl"}))
