@@ -153,7 +153,7 @@ def test_a_fully_filled_job_survives_yaml_and_json(tmp_path: Path) -> None:
             "teacher": {
                 "hub": "someone/model",
                 "revision": "abc",
-                "encoding": {"kind": "topk", "k": 8, "temperatures": [1.0, 2.0]},
+                "encoding": {"kind": "topk", "k": 8, "temperatures": [1.0, 1.5, 2.0]},
                 "resources": {"cpus": 0.5, "custom": {"teacher": 1}},
             },
             "judge": {"registry": "models:/judge/3"},
