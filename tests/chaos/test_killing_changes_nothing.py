@@ -33,9 +33,10 @@ class Stage:
         strike: Callable[[Event], None] | None = None,
         seed: int = 0,
         workers: int = 1,
+        steps: int = 24,
     ) -> dict[str, Any]:
         """Run the job once more from the start, striking as told."""
-        training = self.spec.training.model_copy(update={"workers": workers})
+        training = self.spec.training.model_copy(update={"workers": workers, "steps": steps})
         spec = self.spec.model_copy(update={"seed": seed, "training": training})
         self.played += 1
         self.strike = strike
@@ -131,8 +132,9 @@ def test_killing_the_controller_changes_nothing(stage: Stage, undisturbed: dict[
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killing_a_student_rank_changes_nothing(stage: Stage, workers: int) -> None:
     """In a group of two either may die: the other waits for it in a collective."""
-    calm = stage.play(workers=workers)
-    summary = stage.play(stage.at_step(10, stage.kill_student), workers=workers)
+    steps = 160  # so many that the job still runs when the driver hears of its tenth step
+    calm = stage.play(workers=workers, steps=steps)
+    summary = stage.play(stage.at_step(10, stage.kill_student), workers=workers, steps=steps)
     assert summary["weights_sha256"] == calm["weights_sha256"]
     assert summary["pool"]["replayed_steps"] > 0
     _balances(summary)
