@@ -18,7 +18,12 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.chaos,
+    pytest.mark.slow,  # five minutes of restarts; `make chaos` runs them
+    pytest.mark.timeout(300),
+]
 
 SEGMENT = "segments/*.arrow"
 STEPS, MANY_STEPS = 24, 160
