@@ -9,6 +9,7 @@
     │   └── WorkerRaised     code in the worker raised: the same everywhere, small budget
     ├── CacheBusy            another process writes to the cache's directory
     ├── CheckpointError      missing, torn or foreign: never papered over by starting at zero
+    ├── CacheLacks           nobody computes, and a record is not (or no longer) in the cache
     ├── CountsDiffer         a sample was lost or counted twice: nothing goes on
     ├── NonFiniteLoss        the loss is not a number: every rank stopped before the optimiser moved
     ├── BudgetExhausted      the retries ran out: terminal, carries the last cause
@@ -94,6 +95,10 @@ class CacheBusy(StillhouseError):
 
 class CheckpointError(StillhouseError):
     """A checkpoint is missing, torn, or belongs to something else."""
+
+
+class CacheLacks(StillhouseError):
+    """Without a pool, a record that is not in the cache. One rank may be alone in wanting it."""
 
 
 class CountsDiffer(StillhouseError):

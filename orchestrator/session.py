@@ -19,6 +19,7 @@ import ray
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
+from orchestrator.models.source import source_digest
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, plan
 from orchestrator.pool import Pool, PoolPlan
@@ -117,7 +118,9 @@ class Session:
             if student.cache is not None:
                 cache = self.caches[student.cache.path]
                 spent = summary["cost"].get("teacher_device_s", 0.0)
-                saved = saved_s(cache, student.fingerprints, summary["cache"], spent)
+                replayed = summary["pool"].get("replayed_steps", 0) > 0
+                counts = {} if replayed else summary["cache"]  # else they miss what was lost
+                saved = saved_s(cache, student.fingerprints, counts, spent)
                 if saved is not None:
                     summary["cost"]["saved_by_cache_device_s"] = saved
                 summary["cache"]["store"] = cache.stats()
@@ -179,7 +182,12 @@ class Session:
                 "leaves nothing to label" if job.used_roles else "ask no role",
                 "Labelling needs a role that is asked, a pool that answers, and a cache",
             )
-        self._warn_of(resolved, cache)
+        for complaint in cache.complaints():
+            raise SpecError("cache.path", complaint, "Nothing would be kept; label when it is free")
+        sources = {
+            role: source_digest(resolved.roles[role], deterministic=job.deterministic)
+            for role in resolved.used_roles
+        }
         fingerprints = self._fingerprints(resolved, pool, cache)
         told: dict[int, dict[str, Any]] = {}
         for event in labelled(
@@ -201,7 +209,7 @@ class Session:
                 "bytes": event.nbytes,
             }
             self._on_event(event)
-        note_sources(resolved, cache, fingerprints)
+        note_sources(cache, sources, fingerprints)
         return {"status": "done", "job": job.name, "labelled": list(told.values())}
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
@@ -259,8 +267,8 @@ class Session:
         if not job.cache.enabled or not job.used_roles:
             return None
         path = job.cache.path or str(DEFAULT_PATH)
-        if path not in self.caches:
-            self.caches[path] = Cache.open(path, job.cache.max_bytes)
+        # For each job anew: owners that were idle have ended, and nodes may have come.
+        self.caches[path] = Cache.open(path, job.cache.max_bytes)
         return self.caches[path]
 
     def _warn_of(self, job: JobSpec, cache: Cache) -> None:

@@ -10,21 +10,22 @@ from pathlib import Path
 
 from orchestrator.spec.models import RoleSpec
 
-from .folder import weight_files
+from .folder import is_adapter, weight_files
 
 _NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "encoding", "max_queue", "path"}
 
 
-def source_digest(spec: RoleSpec) -> str | None:
-    """Hash of a model folder's configs and weights and of how they are loaded.
+def source_digest(spec: RoleSpec, *, deterministic: bool) -> str | None:
+    """Hash of a model folder's configs and weights, and of how they are loaded and run.
 
-    Reads the weights once. None for a role that is not a folder: what an import or a fresh
-    architecture gives is known only once it is loaded.
+    Reads the weights once. None where files do not tell: an import, a fresh architecture, an
+    adapter (its base lies elsewhere), weights that are not safetensors, code beside the weights.
     """
-    if spec.path is None:
+    if spec.path is None or spec.allow_pickle or spec.allow_remote_code or is_adapter(spec.path):
         return None
     folder = Path(spec.path)
     how = spec.model_dump(mode="json", by_alias=True, exclude=_NOT_OUTPUTS)
+    how |= {"deterministic": deterministic, "gpu": spec.resources.gpus > 0}
     total = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for file in sorted([*folder.glob("*.json"), *weight_files(folder)]):
         with file.open("rb") as stream:

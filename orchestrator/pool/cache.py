@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.signals.cache.reader import Reader
@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CALL_S = 30.0
 START_S = 300.0
+MOST_HANDED = 1000
+"""Puts remembered: more than can be on their way."""
 SEVERAL_WAIT_S = 1.0
 """Longest wait at one of several owners while another may have news."""
 
@@ -49,7 +51,7 @@ class Cache:
         """Find or start the owners. Does not wait for them."""
         digest = hashlib.blake2b(path.encode(), digest_size=6).hexdigest()
         owners = tuple(
-            Owner(f"cache/{digest}/{node['NodeID']}", node["NodeID"])
+            Owner(f"cache/{digest}/{node['NodeID']}", node["NodeID"], node["NodeManagerAddress"])
             for node in ray.nodes()
             if node["Alive"]
         )
@@ -150,6 +152,8 @@ class CacheLink:
         self._lock = threading.Lock()
         self._living = {owner.name: owner for owner in handle.owners}
         self._actors: dict[str, Any] = {}
+        self._unreadable: set[bytes] = set()
+        self._handed: list[Any] = []  # the newest puts, for `flush` to wait for
         self._stopped = threading.Event()
         self._pulse = threading.Thread(target=self._beat, name="cache-pulse", daemon=True)
         self._pulse.start()
@@ -176,17 +180,22 @@ class CacheLink:
         for route, ref in asked:
             try:
                 answers: list[Verdict] = ray.get(ref)
-            except RayActorError as error:
+            except RayTaskError:
+                self.give_up(question, [want.key for want in wants])
+                raise
+            except RayError as error:  # the actor or its node
                 self._lose(route.owner, error)
                 answers = [Theirs() for _ in route.places]  # asked again, of another owner
             for place, answer in zip(route.places, answers, strict=True):
-                verdicts[place] = self._read(wants[place].key, answer)
+                verdicts[place] = self._read(wants[place], answer)
         return verdicts
 
     def put(self, records: Sequence[CacheRecord]) -> None:
         """Hand over records. Not waited for: a lost record is a miss later."""
         for route in self._routes([record.key for record in records]):
-            route.actor.put.remote([records[i] for i in route.places])
+            handed = route.actor.put.remote([records[i] for i in route.places])
+            with self._lock:
+                self._handed = [*self._handed[-MOST_HANDED:], handed]
 
     def give_up(self, question: str, keys: Sequence[bytes]) -> None:
         """The question could not compute these."""
@@ -195,10 +204,16 @@ class CacheLink:
 
     def missing(self, wants: Sequence[Want]) -> list[int]:
         """Places in `wants` of what no owner holds."""
-        missing: list[int] = []
+        missing = set(range(len(wants)))  # also what has no living owner
         for route in self._routes([want.key for want in wants]):
-            answer = ray.get(route.actor.missing.remote([wants[i] for i in route.places]))
-            missing += [route.places[i] for i in answer]
+            try:
+                answer = ray.get(route.actor.missing.remote([wants[i] for i in route.places]))
+            except RayTaskError:
+                raise
+            except RayError as error:
+                self._lose(route.owner, error)
+                continue
+            missing -= set(route.places) - {route.places[i] for i in answer}
         return sorted(missing)
 
     def put_role(self, card: RoleCard) -> None:
@@ -207,7 +222,10 @@ class CacheLink:
             actor.put_role.remote(card)
 
     def flush(self) -> None:
-        """Publish what the owners hold in memory."""
+        """Publish what was put."""
+        with self._lock:
+            handed, self._handed = self._handed, []
+        ray.get(handed)
         for actor in self._every():
             ray.get(actor.flush.remote())
 
@@ -217,7 +235,8 @@ class CacheLink:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _read(self, key: bytes, answer: Verdict) -> Verdict:
+    def _read(self, want: Want, answer: Verdict) -> Verdict:
+        key = want.key
         if isinstance(answer, CacheRecord):
             self.counts.read_bytes += answer.nbytes
             return answer
@@ -226,8 +245,11 @@ class CacheLink:
         record = self._reader.read(key, answer)
         if record is None:
             self.counts.damaged += 1
+            if key in self._unreadable:
+                return Lead(want.positions)  # the owner reads what this process cannot
+            self._unreadable.add(key)
             for route in self._routes([key]):
-                route.actor.forget.remote([key])
+                ray.get(route.actor.forget.remote([key]))
             return Theirs()  # asked again, it is a miss
         self.counts.read_bytes += record.nbytes
         return record
@@ -277,6 +299,6 @@ class CacheLink:
 
 def _owner_of(key: bytes, living: Sequence[Owner]) -> Owner | None:
     def score(owner: Owner) -> bytes:
-        return hashlib.blake2b(key + owner.name.encode(), digest_size=8).digest()
+        return hashlib.blake2b(key + owner.address.encode(), digest_size=8).digest()
 
     return max(living, key=score, default=None)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from ray.actor import exit_actor
+import ray
 
 from orchestrator.errors import CacheBusy, SpecError
 from orchestrator.signals.cache.records import CacheRecord, RoleCard
@@ -68,12 +68,9 @@ class CacheOwner:
         Raises:
             SpecError: the directory cannot be used.
         """
-        self._spoken = time.monotonic()
         if self._error is not None:
             raise self._error
-        if not self._tasks:
-            task = asyncio.get_running_loop().create_task(self._look_after())
-            self._tasks.add(task)
+        self._speak()
         return self.busy
 
     async def claim(
@@ -102,9 +99,11 @@ class CacheOwner:
 
     async def put(self, records: Sequence[CacheRecord]) -> None:
         """Keep records, and tell who waits for them."""
-        if self._store is not None:
-            await self._in_store(self._store.put, records)
-        await self._settled([record.key for record in records])
+        try:
+            if self._store is not None:
+                await self._in_store(self._store.put, records)
+        finally:  # whoever waits must not wait for a record that could not be kept
+            await self._settled([record.key for record in records])
 
     async def give_up(self, holder: Holder, keys: Sequence[bytes]) -> None:
         """The holder could not compute these."""
@@ -118,7 +117,7 @@ class CacheOwner:
 
     async def missing(self, wants: Sequence[Want]) -> list[int]:
         """Places in `wants` of what the store does not hold. Claims nothing."""
-        self._spoken = time.monotonic()
+        self._speak()
         found = await self._found(wants)
         return [
             index
@@ -151,8 +150,14 @@ class CacheOwner:
 
     # --- inside ----------------------------------------------------------------------------------
 
-    def _hear(self, client: str, life: str) -> None:
+    def _speak(self) -> None:
+        """Somebody is there. Ray starts an owner again without telling it, so look here too."""
         self._spoken = time.monotonic()
+        if not self._tasks:
+            self._tasks.add(asyncio.get_running_loop().create_task(self._look_after()))
+
+    def _hear(self, client: str, life: str) -> None:
+        self._speak()
         self._claims.heard(client, life, self._spoken)
 
     async def _judge(self, holder: Holder, wants: Sequence[Want]) -> list[Verdict]:
@@ -208,8 +213,12 @@ class CacheOwner:
     async def _look_after(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
-            await self.flush()
+            try:
+                await self.flush()
+            except Exception:
+                log.exception("the records in memory could not be published; trying again")
             if time.monotonic() - self._spoken > IDLE_S:
                 if self._store is not None:
                     await self._in_store(self._store.close)
-                exit_actor()
+                # Not `exit_actor`, which takes effect at the next call only: that of a new job.
+                ray.kill(ray.get_runtime_context().current_actor)

@@ -70,6 +70,7 @@ class Owner:
 
     name: str  # of the actor
     node: str  # Ray's id of the node
+    address: str  # of the node: the same in the next life of the cluster, and so is what it holds
 
 
 @dataclass(frozen=True, slots=True)

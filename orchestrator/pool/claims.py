@@ -59,10 +59,6 @@ class Claims:
             if self._holders.get(key) == holder:
                 del self._holders[key]
 
-    def silent(self, now: float) -> bool:
-        """Whether no client has been heard for the lease."""
-        return all(now - at > self._lease_s for at in self._heard.values())
-
     def _lives(self, holder: Holder, now: float) -> bool:
         at = self._heard.get((holder.client, holder.life))
         return at is not None and now - at <= self._lease_s

@@ -52,9 +52,11 @@ class ModelEngine:
         self._tokens = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
         if deterministic or not self._has_backbone:
             self._tokens = 1
+        # The last bits of an answer depend on these, and a cache must not mix them.
+        how = f"{self._device.type}{'-alone' if self._tokens == 1 else ''}"
         self._description = RoleDescription(
             role,
-            loaded.fingerprint,
+            f"{loaded.fingerprint}/{how}",
             loaded.vocabulary,
             loaded.width,
             sum(p.numel() for p in loaded.module.parameters()),

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.data import Flat, SampleStore, TokenData, end_to_end, held_out_rows, prepare
-from orchestrator.errors import SpecError
+from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.events import Labelled
 from orchestrator.signals.asks import ask_of, exact_ask
 from orchestrator.signals.cache.records import RoleCard
@@ -27,6 +28,7 @@ from .cache_records import CacheHandle
 from .client import PoolClient
 from .records import PoolHandle
 from .source import Question, SignalSource, pieces_of
+from .translate import translated
 
 CHECKED_TOGETHER = 512
 """Samples whose keys are looked up in one call."""
@@ -120,6 +122,13 @@ class Labeller:
             for index, part in enumerate(parts):
                 yield from self._part(index, part)
             self._link.flush()
+            for part in parts:
+                left = missing_samples(self._link, part, self._job.fingerprints[part.role])
+                if left:
+                    raise StillhouseError(
+                        f"{len(left)} of {len(part.samples)} answers of {part.role} were not kept: "
+                        "is cache.max_bytes too small, or the disk full? stillhouse cache stats"
+                    )
         finally:
             self._source.close()
 
@@ -220,6 +229,10 @@ def labelled(job: LabelJob) -> Iterator[Labelled]:
     )
     try:
         for ref in actor.label.options(num_returns="streaming").remote():
-            yield ray.get(ref)
+            try:
+                told: Labelled = ray.get(ref)
+            except RayError as error:
+                raise translated(error, "cache", "label") from error
+            yield told
     finally:
         ray.kill(actor)

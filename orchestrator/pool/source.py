@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from orchestrator.data import Flat
-from orchestrator.errors import SpecError
+from orchestrator.errors import CacheLacks, SpecError, WorkerLost
 from orchestrator.signals.cache.keys import RANGE, record_keys
 from orchestrator.signals.cache.records import CacheRecord, RoleCard
 from orchestrator.signals.cut import joined, trimmed
@@ -108,6 +108,7 @@ class SignalSource:
         self._fingerprints, self._cards = fingerprints, cards or {}
         self._window_bytes, self._window_requests = window_bytes, window_requests
         self.counts = SourceCounts()
+        self._closed = False
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
         self._threads = ThreadPoolExecutor(
@@ -168,6 +169,7 @@ class SignalSource:
 
     def close(self) -> None:
         """Stop. Answers still on their way are dropped."""
+        self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.pool is not None:
             self.pool.close()
@@ -183,6 +185,8 @@ class SignalSource:
         open_wants = _distinct(pieces)
         forward_s, computed, rounds = 0.0, 0, 0
         while open_wants:
+            if self._closed:
+                raise WorkerLost(question.role, question.name, "the source is closed")
             wants = list(open_wants.values())
             verdicts = self.link.claim(question.name, wants, WAIT_S if rounds else 0.0)
             leads = [
@@ -226,11 +230,9 @@ class SignalSource:
         keys = [want.key for want in leads]
         try:
             if self.pool is None:
-                raise SpecError(
-                    "pool",
-                    f"is none, and the cache lacks {len(leads)} of the records asked of "
-                    f"{question.role}",
-                    "Run `stillhouse label` on the job first, or give it a pool",
+                raise CacheLacks(
+                    f"pool is none, and the cache lacks {len(leads)} of the records asked of "
+                    f"{question.role}; run `stillhouse label` on the job, then resume it"
                 )
             request, places = _request(question, pieces, leads, self._tenant, round_)
             request = replace(request, fingerprint=self._fingerprints[question.role])

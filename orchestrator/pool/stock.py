@@ -1,6 +1,7 @@
 """What a job without a pool needs to know: whose signals it wants, and whether all are there."""
 
 import hashlib
+import logging
 
 from orchestrator.data import prepare
 from orchestrator.errors import SpecError
@@ -12,11 +13,14 @@ from orchestrator.spec import JobSpec
 from .cache import Cache, CacheLink
 from .label import missing_samples, needed
 
+log = logging.getLogger(__name__)
 
-def note_sources(job: JobSpec, cache: Cache, fingerprints: dict[str, str]) -> None:
-    """After labelling: keep which fingerprint each role's folder has."""
-    for role in job.used_roles:
-        digest = source_digest(job.roles[role])
+
+def note_sources(
+    cache: Cache, sources: dict[str, str | None], fingerprints: dict[str, str]
+) -> None:
+    """After labelling: keep which fingerprint each role's folder has, by `source_digest`."""
+    for role, digest in sources.items():
         if digest is not None:
             write_note(cache.handle.path, f"source-{digest}", fingerprints[role])
 
@@ -29,7 +33,7 @@ def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for role in job.used_roles:
-        digest = source_digest(job.roles[role])
+        digest = source_digest(job.roles[role], deterministic=job.deterministic)
         if digest is None:
             raise SpecError(
                 f"roles.{role}",
@@ -59,7 +63,8 @@ def check_stock(job: JobSpec, cache: Cache, tokenizer: str, data_folder: str) ->
     for role, fingerprint in fingerprints.items():
         card = read_role(cache.handle.path, fingerprint)
         heads[role] = card is not None and card.head is not None
-    cache.complaints()
+    for complaint in cache.complaints():
+        raise SpecError("cache.path", complaint, "Wait until it is free, or give the job a pool")
     link = CacheLink(cache.handle, "stock")
     try:
         for part in needed(job, data, heads):
@@ -88,7 +93,11 @@ def saved_s(
     """
     roles = hashlib.sha256("".join(sorted(fingerprints.values())).encode()).hexdigest()
     name = f"seconds-a-token-{roles}"
-    if counts["computed_tokens"]:
-        write_note(cache.handle.path, name, repr(teacher_s / counts["computed_tokens"]))
-    rate = read_note(cache.handle.path, name)
-    return None if rate is None else float(rate) * counts["saved_tokens"]
+    try:
+        if counts.get("computed_tokens"):
+            write_note(cache.handle.path, name, repr(teacher_s / counts["computed_tokens"]))
+        rate = read_note(cache.handle.path, name)
+        return None if rate is None or not counts else float(rate) * counts["saved_tokens"]
+    except (OSError, ValueError) as error:  # a full disk, a torn note: the job is done all the same
+        log.warning("what the cache saved cannot be told: %s", error)
+        return None

@@ -105,6 +105,16 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         window,
         _cards(job) if pool is None else {},
     )
+    try:
+        return _connected(job, source, device)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _connected(job: StudentJob, source: SignalSource, device: torch.device) -> Questions:
+    """Questions with the heads of all roles at hand."""
+    spec, roles = job.spec, job.spec.objective.served_roles
     heads: dict[str, Head | None] = {}
     for role in spec.used_roles:
         record = source.head(role)
@@ -120,7 +130,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         source,
         {role: ask_of(spec.roles[role].encoding) for role in roles},
         heads,
-        sum(spec.roles[role].replicas for role in spec.used_roles) if pool else 0,
+        sum(spec.roles[role].replicas for role in spec.used_roles) if source.pool else 0,
     )
 
 

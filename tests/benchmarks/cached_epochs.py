@@ -188,9 +188,11 @@ def main() -> None:
 
 def _fingerprint(folder: Path) -> str:
     from orchestrator.models.load import load_model
+    from orchestrator.pool.engine import ModelEngine
     from orchestrator.spec.models import RoleSpec
 
-    return load_model(RoleSpec(path=str(folder / "teacher")), device="cpu").fingerprint
+    loaded = load_model(RoleSpec(path=str(folder / "teacher")), device="cpu")
+    return ModelEngine("teacher", loaded).describe().fingerprint
 
 
 if __name__ == "__main__":
