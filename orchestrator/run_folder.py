@@ -9,6 +9,7 @@ from pathlib import Path
 import fsspec
 
 from orchestrator.errors import SpecError
+from orchestrator.planner.checks import check_run_folder
 from orchestrator.spec import JobSpec, resolved_yaml
 from orchestrator.spec.load import load_jobs
 
@@ -33,7 +34,12 @@ class RunFolder:
         return cls(uri, run_id, local)
 
     def write(self, jobs: Sequence[JobSpec], index: int, run_ids: Sequence[str]) -> None:
-        """Record the list and this job's place in it."""
+        """Record the list and this job's place in it.
+
+        Raises:
+            SpecError: the folder belongs to another job, or to something else.
+        """
+        check_run_folder(self.local, jobs)
         self.local.mkdir(parents=True, exist_ok=True)
         fs, root = fsspec.core.url_to_fs(self.uri)
         fs.makedirs(root, exist_ok=True)

@@ -1,0 +1,44 @@
+"""Run folders: nobody writes into another's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.run_folder import RunFolder
+from orchestrator.spec import JobSpec
+
+
+def _job(storage: Path, **changes: Any) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "name": "one",
+            "student": {"path": "model"},
+            "data": {"sources": [{"kind": "text", "path": "a.txt"}]},
+            "objective": {"terms": [{"kind": "cross_entropy"}]},
+            "training": {"steps": 200},
+            "storage": str(storage),
+            **changes,
+        }
+    )
+
+
+def test_a_run_folder_of_another_job_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    mine, other = _job(tmp_path), _job(tmp_path, seed=7)
+    folder = RunFolder.at(str(tmp_path), "one-1")
+    folder.write([mine], 0, ["one-1"])
+    folder.write([mine], 0, ["one-1"])
+    before = (folder.local / "job.yaml").read_text()
+    with pytest.raises(SpecError, match=r"belongs to another job \(one, with another seed\)"):
+        folder.write([other], 0, ["one-1"])
+    assert (folder.local / "job.yaml").read_text() == before
+    assert RunFolder.read(folder.uri) == ([mine], 0, ["one-1"])
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder.at(str(tmp_path), "thesis")
+    folder.local.mkdir()
+    (folder.local / "chapter.txt").write_text("years of work")
+    with pytest.raises(SpecError, match="it is no run folder"):
+        folder.write([_job(tmp_path)], 0, ["thesis"])
