@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CALL_S = 30.0
 START_S = 300.0
+SILENCE_S = 300.0
+"""An owner that answers nothing for this long, restarts included, is lost."""
 MOST_HANDED = 1000
 """Puts remembered: more than can be on their way."""
 SEVERAL_WAIT_S = 1.0
@@ -179,7 +181,7 @@ class CacheLink:
         ]  # fmt: skip
         for route, ref in asked:
             try:
-                answers: list[Verdict] = ray.get(ref)
+                answers: list[Verdict] = ray.get(ref, timeout=patience + SILENCE_S)
             except RayTaskError:
                 self.give_up(question, [want.key for want in wants])
                 raise
@@ -207,7 +209,8 @@ class CacheLink:
         missing = set(range(len(wants)))  # also what has no living owner
         for route in self._routes([want.key for want in wants]):
             try:
-                answer = ray.get(route.actor.missing.remote([wants[i] for i in route.places]))
+                asked = route.actor.missing.remote([wants[i] for i in route.places])
+                answer = ray.get(asked, timeout=SILENCE_S)
             except RayTaskError:
                 raise
             except RayError as error:
@@ -225,9 +228,8 @@ class CacheLink:
         """Publish what was put."""
         with self._lock:
             handed, self._handed = self._handed, []
-        ray.get(handed)
-        for actor in self._every():
-            ray.get(actor.flush.remote())
+        ray.get(handed, timeout=SILENCE_S)  # first: an owner's calls may overtake each other
+        ray.get([actor.flush.remote() for actor in self._every()], timeout=SILENCE_S)
 
     def close(self) -> None:
         """Stop. Claims still held lapse."""
@@ -249,7 +251,7 @@ class CacheLink:
                 return Lead(want.positions)  # the owner reads what this process cannot
             self._unreadable.add(key)
             for route in self._routes([key]):
-                ray.get(route.actor.forget.remote([key]))
+                ray.wait([route.actor.forget.remote([key])], timeout=CALL_S)
             return Theirs()  # asked again, it is a miss
         self.counts.read_bytes += record.nbytes
         return record

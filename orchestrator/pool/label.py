@@ -99,6 +99,7 @@ class Labeller:
             PoolClient(job.pool, job.run_id, spec.pool.window_bytes, window, spec.pool.deadline_s),
             self._link,
             job.run_id,
+            job.run_id,
             dict(job.fingerprints),
             spec.pool.window_bytes,
             window,

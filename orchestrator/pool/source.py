@@ -42,10 +42,10 @@ class Question:
     ask: SignalAsk
     flat: Flat
 
-    def request(self, tenant: str, fingerprint: str | None) -> Request:
+    def request(self, client: str, tenant: str, fingerprint: str | None) -> Request:
         """The same, to a replica."""
         return Request(
-            f"{tenant}/{self.name}",
+            f"{client}/{self.name}",
             self.role,
             tenant,
             self.ask,
@@ -88,7 +88,8 @@ class SignalSource:
     Args:
         pool: who computes; None: everything must be in the cache.
         link: the cache; None: everything is computed.
-        tenant: whose requests these are.
+        client: who asks, one rank of a job; begins the ids of its requests.
+        tenant: the job, among which replicas share their time.
         fingerprints: of the roles; needed for whatever is cached.
         window_bytes: of answers asked for and not yet taken by `result`.
         window_requests: the same, in questions.
@@ -98,13 +99,15 @@ class SignalSource:
         self,
         pool: PoolClient | None,
         link: CacheLink | None,
+        client: str,
         tenant: str,
         fingerprints: dict[str, str],
         window_bytes: int,
         window_requests: int,
         cards: dict[str, RoleCard] | None = None,
     ) -> None:
-        self.pool, self.link, self._tenant = pool, link, tenant
+        self.pool, self.link = pool, link
+        self._client, self._tenant = client, tenant
         self._fingerprints, self._cards = fingerprints, cards or {}
         self._window_bytes, self._window_requests = window_bytes, window_requests
         self.counts = SourceCounts()
@@ -138,7 +141,8 @@ class SignalSource:
     def submit(self, question: Question) -> None:
         """Ask. Returns at once; the answer is fetched or computed ahead of `result`."""
         if self.link is None and self.pool is not None:
-            self.pool.submit(question.request(self._tenant, self._fingerprints.get(question.role)))
+            fingerprint = self._fingerprints.get(question.role)
+            self.pool.submit(question.request(self._client, self._tenant, fingerprint))
             return
         flat = question.flat
         nbytes = answer_bytes(
@@ -160,7 +164,7 @@ class SignalSource:
             SpecError: nobody computes and the cache lacks it.
         """
         if self.link is None and self.pool is not None:
-            return self.pool.result(f"{self._tenant}/{name}")
+            return self.pool.result(f"{self._client}/{name}")
         try:
             return self._open[name].future.result()
         finally:
@@ -234,8 +238,10 @@ class SignalSource:
                     f"pool is none, and the cache lacks {len(leads)} of the records asked of "
                     f"{question.role}; run `stillhouse label` on the job, then resume it"
                 )
-            request, places = _request(question, pieces, leads, self._tenant, round_)
-            request = replace(request, fingerprint=self._fingerprints[question.role])
+            flat, places = _led(question.flat, pieces, leads)
+            led = replace(question, name=f"{question.name}/{round_}", flat=flat)
+            fingerprint = self._fingerprints[question.role]
+            request = led.request(self._client, self._tenant, fingerprint)
             self.pool.submit(request)
             reply = self.pool.result(request.request_id)
             records = list(_records(reply, request, places))
@@ -287,11 +293,9 @@ _Place = tuple[bytes, int, np.ndarray]
 """(key, tokens of the sample, [n] int32 positions in the sample): what a run of rows is."""
 
 
-def _request(
-    question: Question, pieces: Sequence[Piece], leads: Sequence[Want], tenant: str, round_: int
-) -> tuple[Request, list[_Place]]:
-    """The request for what is led, and what the rows of its answer are."""
-    starts = np.concatenate([[0], np.cumsum(question.flat.lengths)])
+def _led(flat: Flat, pieces: Sequence[Piece], leads: Sequence[Want]) -> tuple[Flat, list[_Place]]:
+    """The samples and positions that are led, and what the rows of their answer are."""
+    starts = np.concatenate([[0], np.cumsum(flat.lengths)])
     positions = {want.key: want.positions for want in leads}
     first_use = {}
     for piece in pieces:
@@ -304,7 +308,7 @@ def _request(
     wanted: list[np.ndarray] = []
     places: list[_Place] = []
     for sample, of_sample in by_sample.items():
-        content = question.flat.tokens[starts[sample] : starts[sample + 1]]
+        content = flat.tokens[starts[sample] : starts[sample + 1]]
         mask = np.zeros(len(content), bool)
         for piece in of_sample:
             rows = piece.start + from_bitmap(positions[piece.want.key])
@@ -312,16 +316,8 @@ def _request(
             places.append((piece.want.key, len(content), rows))
         tokens.append(content)
         wanted.append(mask)
-    request = Request(
-        f"{tenant}/{question.name}/{round_}",
-        question.role,
-        tenant,
-        question.ask,
-        np.concatenate(tokens),
-        np.array([len(content) for content in tokens], np.int32),
-        np.concatenate(wanted),
-    )
-    return request, places
+    lengths = np.array([len(content) for content in tokens], np.int32)
+    return Flat(np.concatenate(tokens), lengths, np.concatenate(wanted)), places
 
 
 def _records(reply: Reply, request: Request, places: Sequence[_Place]) -> Iterator[CacheRecord]:

@@ -92,14 +92,15 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
     # All signals of a step are needed before its first backward, so less than two steps' requests
     # would leave the teacher idle while the student works.
     window = max(spec.pool.window_requests, 2 * micro_batches * max(1, len(roles)))
-    tenant = f"{job.run_id}/{rank}"
+    client = f"{job.run_id}/{rank}"
     pool = job.pool and PoolClient(
         job.pool, job.run_id, spec.pool.window_bytes, window, spec.pool.deadline_s
     )
     source = SignalSource(
         pool,
-        job.cache and CacheLink(job.cache, tenant),
-        tenant,
+        job.cache and CacheLink(job.cache, client),
+        client,
+        job.run_id,
         job.fingerprints,
         spec.pool.window_bytes,
         window,

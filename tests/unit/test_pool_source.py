@@ -21,7 +21,7 @@ ASK = HiddenAsk("float32")
 def _source(cache: MemoryLink | None, pool: InstantPool | None, client: str = "a") -> SignalSource:
     ports: Any = (pool, None if cache is None else cache.link(client))
     cards = {"teacher": RoleCard(InstantPool().describe("teacher"), None)}
-    return SignalSource(*ports, client, {"teacher": FINGERPRINT}, 1 << 20, 8, cards)
+    return SignalSource(*ports, client, "run", {"teacher": FINGERPRINT}, 1 << 20, 8, cards)
 
 
 def _flat(samples: list[tuple[list[int], list[bool]]]) -> Flat:
@@ -149,7 +149,7 @@ def test_without_a_pool_what_the_cache_lacks_is_an_error_with_its_number() -> No
 def test_the_window_counts_questions_and_bytes() -> None:
     cache, pool = MemoryLink(), InstantPool()
     ports: Any = (pool, cache.link("a"))
-    source = SignalSource(*ports, "a", {"teacher": FINGERPRINT}, 20, 8)
+    source = SignalSource(*ports, "a", "run", {"teacher": FINGERPRINT}, 20, 8)
     assert source.room()
     source.submit(Question("q", "teacher", ASK, _flat([_sample([1, 2, 3], 0, 1, 2)])))
     assert not source.room()  # 3 positions of 8 bytes
@@ -162,3 +162,12 @@ def test_without_a_cache_the_pool_is_asked_directly() -> None:
     flat = _flat([_sample([1, 2], 0), _sample([1, 2], 0)])
     assert np.array_equal(_answer(_source(None, pool), flat), _expected(flat))
     assert pool.samples == 2
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_ranks_of_a_job_are_one_tenant_and_ask_under_names_of_their_own(cached: bool) -> None:
+    pool, cache = InstantPool(), MemoryLink() if cached else None
+    for rank, token in (("run/0", 1), ("run/1", 2)):
+        _answer(_source(cache, pool, rank), _flat([_sample([token, token], 0)]))
+    assert {request.tenant for request in pool.asked} == {"run"}
+    assert [request.request_id.split("/q")[0] for request in pool.asked] == ["run/0", "run/1"]

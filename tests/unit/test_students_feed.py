@@ -37,7 +37,7 @@ def _questions(client: FakeClient, roles: tuple[str, ...] = ("teacher",)) -> Que
     port: Any = client
     head = Head(torch.zeros(50, 2))
     return Questions(
-        SignalSource(port, None, "run", {}, 1 << 20, 8),
+        SignalSource(port, None, "run/0", "run", {}, 1 << 20, 8),
         {role: HiddenAsk("float32") for role in roles},
         {role: head for role in roles},
         replicas=1,
