@@ -81,7 +81,9 @@ class Listener:
 def jobs_of(
     round_: int, folder: Path, workload: Workload, encoding: dict[str, Any]
 ) -> list[JobSpec]:
-    """One job of each kind, in order."""
+    """One job of each kind over one whole epoch, in order."""
+    training = job("plain", folder, workload).training.model_dump(mode="json")
+    training |= {"steps": None, "epochs": 1}
     cache = {"path": str(folder / f"signals-{round_}")}
     roles = {"teacher": {"path": str(folder / "teacher"), "encoding": encoding}}
     changes: dict[str, dict[str, Any]] = {
@@ -91,7 +93,8 @@ def jobs_of(
         "reordered": {"cache": cache, "seed": 1},
     }
     return [
-        job(f"{kind}-{round_}", folder, workload, roles=roles, **changes[kind]) for kind in KINDS
+        job(f"{kind}-{round_}", folder, workload, roles=roles, training=training, **changes[kind])
+        for kind in KINDS
     ]
 
 
