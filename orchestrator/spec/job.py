@@ -369,13 +369,28 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _encodings_suit_their_terms(self) -> "JobSpec":
         for term in self.objective.terms:
+            usable = term.usable_encodings()
             for name in term.served_roles:
                 kind = self.roles[name].encoding.kind
-                if kind not in term.encodings:
+                if kind not in usable:
                     raise refusal(
                         f"roles.{name}.encoding.kind",
-                        f"is {kind}, from which {term.kind} cannot be computed",
-                        f"Use one of {', '.join(term.encodings)}",
+                        f"is {kind}, from which {term.kind} cannot be computed as it is asked for",
+                        f"Use one of {', '.join(usable)}",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_not_cut(self) -> "JobSpec":
+        rows = self.training.micro_batch
+        for index, term in enumerate(self.objective.terms):
+            for group in term.groups:
+                if rows % group:
+                    raise refusal(
+                        f"objective.terms.{index}",
+                        f"compares groups of {group} rows, and training.micro_batch is {rows}, "
+                        "which would cut one",
+                        f"Set training.micro_batch to a multiple of {group}, or another group",
                     )
         return self
 

@@ -1,0 +1,39 @@
+"""The part of a job file that says what to learn: schedules, terms, objectives.
+
+Pydantic only: loads neither torch nor ray. `strategies.objective.build_objective` turns these
+into callables.
+"""
+
+from .base import Spec as Spec
+from .measures import Measure as Measure
+from .measures import TemperatureBySpec as TemperatureBySpec
+from .measures import WeighBySpec as WeighBySpec
+from .objective import ObjectiveSpec as ObjectiveSpec
+from .schedules import ConstantSchedule as ConstantSchedule
+from .schedules import CosineSchedule as CosineSchedule
+from .schedules import LinearSchedule as LinearSchedule
+from .schedules import Number as Number
+from .schedules import PiecewiseSchedule as PiecewiseSchedule
+from .schedules import Schedule as Schedule
+from .schedules import StepSchedule as StepSchedule
+from .schedules import extremes as extremes
+from .schedules import within as within
+from .targets import TargetSpec as TargetSpec
+from .targets import TransformSpec as TransformSpec
+from .terms import AdaptiveKLSpec as AdaptiveKLSpec
+from .terms import AlphaBetaSpec as AlphaBetaSpec
+from .terms import CrossEntropySpec as CrossEntropySpec
+from .terms import DecoupledSpec as DecoupledSpec
+from .terms import DivergenceSpec as DivergenceSpec
+from .terms import ForwardKLSpec as ForwardKLSpec
+from .terms import ImportedTerm as ImportedTerm
+from .terms import JensenShannonSpec as JensenShannonSpec
+from .terms import LogitsDistanceSpec as LogitsDistanceSpec
+from .terms import ReverseKLSpec as ReverseKLSpec
+from .terms import RoleTerm as RoleTerm
+from .terms import SkewedForwardKLSpec as SkewedForwardKLSpec
+from .terms import SkewedReverseKLSpec as SkewedReverseKLSpec
+from .terms import TermBase as TermBase
+from .terms import TermSpec as TermSpec
+from .terms import TotalVariationSpec as TotalVariationSpec
+from .terms import UniversalSpec as UniversalSpec

@@ -1,0 +1,9 @@
+"""What every part of a job file shares. Pydantic only."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Spec(BaseModel):
+    """Frozen, and unknown keys are errors: a typo must not become a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")

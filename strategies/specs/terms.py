@@ -1,0 +1,315 @@
+"""Terms: what may be learned from labels and roles. Pydantic only."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from .base import Spec
+from .measures import OF_LABELS, TemperatureBySpec, WeighBySpec
+from .schedules import Number, within
+from .targets import TargetSpec
+
+DENSE = ("full", "hidden")
+DENSE_OR_TOPK = (*DENSE, "topk")
+
+
+class TermBase(Spec):
+    """Base of all terms."""
+
+    encodings: ClassVar[tuple[str, ...]] = ()
+    """Encodings of its role that the term can learn from; () for a term without a role."""
+    scheduled: ClassVar[tuple[str, ...]] = ("weight",)
+    """Fields that may be schedules, `weight` first."""
+
+    weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
+    """What the term's mean counts in the loss."""
+
+    @property
+    def served_roles(self) -> tuple[str, ...]:
+        """Roles that it asks."""
+        return ()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the data's own labels enter."""
+        return False
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Rows that no cut may split, for whatever compares rows with each other."""
+        return ()
+
+    def numbers(self) -> dict[str, Number]:
+        """All numbers that may move, by name, `weight` first."""
+        return {name: getattr(self, name) for name in self.scheduled}
+
+    def usable_encodings(self) -> tuple[str, ...]:
+        """`encodings`, less what this term's other fields rule out."""
+        return self.encodings
+
+
+class CrossEntropySpec(TermBase):
+    """Next-token (or class) cross entropy against the data's own labels."""
+
+    kind: Literal["cross_entropy"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label's weight that is spread evenly over the vocabulary."""
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+
+class RoleTerm(TermBase):
+    """Base of terms that compare the student with a served role."""
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE_OR_TOPK
+
+    role: str = "teacher"
+    """The served role to learn from."""
+    target: list[TargetSpec] = []
+    """What becomes of the role's distribution first, in order. Needs `full` or `hidden`."""
+    where: Literal["role_right", "role_wrong"] | None = None
+    """Only positions where the role's likeliest entry is the label, or is not."""
+    weigh_by: WeighBySpec | None = None
+    """A factor for each position; the count stays that of the positions."""
+
+    @property
+    def served_roles(self) -> tuple[str, ...]:
+        others = (role for transform in self.target for role in transform.served_roles)
+        return tuple(dict.fromkeys((self.role, *others)))
+
+    @property
+    def needs_labels(self) -> bool:
+        measured = self.weigh_by is not None and self.weigh_by.measure in OF_LABELS
+        return self.where is not None or measured or any(t.needs_labels for t in self.target)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        group = None if self.weigh_by is None else self.weigh_by.group
+        return () if group is None else (group,)
+
+    def numbers(self) -> dict[str, Number]:
+        moving = super().numbers()
+        for index, transform in enumerate(self.target):
+            for name in transform.scheduled:
+                moving[f"target.{index}.{name}"] = getattr(transform, name)
+            for place, weight in enumerate(getattr(transform, "weights", ())):
+                moving[f"target.{index}.weights.{place}"] = weight
+        return moving
+
+    def usable_encodings(self) -> tuple[str, ...]:
+        if self.target or self.where is not None or self.weigh_by is not None:
+            return tuple(kind for kind in self.encodings if kind in DENSE)
+        return self.encodings
+
+
+class DivergenceSpec(RoleTerm):
+    """Base of divergences between the role's distribution and the student's."""
+
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature")
+
+    temperature: Annotated[Number, within(0.0, 1000.0, open_low=True)] = 1.0
+    """Softens both sides."""
+    temperature_by: TemperatureBySpec | None = None
+    """Makes the temperature each position's own."""
+
+    @property
+    def needs_labels(self) -> bool:
+        by = self.temperature_by
+        return super().needs_labels or (by is not None and by.measure in OF_LABELS)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        by = self.temperature_by
+        return super().groups if by is None else (*super().groups, by.group)
+
+    def usable_encodings(self) -> tuple[str, ...]:
+        kinds = super().usable_encodings()
+        if self.temperature_by is not None:
+            kinds = tuple(kind for kind in kinds if kind in DENSE)
+        return kinds
+
+
+class ForwardKLSpec(DivergenceSpec):
+    """T^2 KL(teacher || student), both at temperature T. Hinton et al., arXiv:1503.02531.
+
+    The one divergence that can learn from encoding `sampled`, at temperature 1 only.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
+    kind: Literal["forward_kl"]
+
+
+class ReverseKLSpec(DivergenceSpec):
+    """T^2 KL(student || teacher), both at temperature T. Gu et al., arXiv:2306.08543."""
+
+    kind: Literal["reverse_kl"]
+
+
+class JensenShannonSpec(DivergenceSpec):
+    """T^2 generalised JSD: beta KL(p||m) + (1-beta) KL(q||m), m = beta p + (1-beta) q.
+
+    p is the teacher, q the student. Agarwal et al., arXiv:2306.13649, section 2.
+    """
+
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "beta")
+    kind: Literal["jensen_shannon"]
+    beta: Annotated[
+        Number,
+        within(
+            0.0,
+            1.0,
+            open_low=True,
+            open_high=True,
+            remedy="for the ends use forward_kl or reverse_kl instead",
+        ),
+    ] = 0.5
+    """The teacher's share of the mixture, in (0, 1)."""
+
+
+class _SkewedSpec(DivergenceSpec):
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "skew")
+    skew: Annotated[
+        Number,
+        within(
+            0.0,
+            1.0,
+            open_low=True,
+            open_high=True,
+            remedy="for 0 use the term without skew; at 1 there is nothing to learn",
+        ),
+    ] = 0.1
+    """Share of the first distribution in the mixture it is compared with, in (0, 1)."""
+
+
+class SkewedForwardKLSpec(_SkewedSpec):
+    """T^2 KL(p || skew p + (1-skew) q), p the teacher. Ko et al., arXiv:2402.03898."""
+
+    kind: Literal["skewed_forward_kl"]
+
+
+class SkewedReverseKLSpec(_SkewedSpec):
+    """T^2 KL(q || (1-skew) p + skew q), q the student. Ko et al., arXiv:2402.03898."""
+
+    kind: Literal["skewed_reverse_kl"]
+
+
+class TotalVariationSpec(DivergenceSpec):
+    """T sum |p - q| / 2; T, not its square, keeps its gradient of one size. arXiv:2307.15190."""
+
+    kind: Literal["total_variation"]
+
+
+class AlphaBetaSpec(DivergenceSpec):
+    """T^2 alpha-beta divergence of teacher p and student q. Wang et al., arXiv:2505.04560.
+
+    -1 / (a b) sum (p^a q^b - a / (a+b) p^(a+b) - b / (a+b) q^(a+b)), and its limits where alpha,
+    beta or their sum is 0: (1, 0) is forward_kl, (0, 1) reverse_kl.
+    """
+
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "temperature", "alpha", "beta")
+    kind: Literal["alpha_beta"]
+    alpha: Annotated[Number, within(-2.0, 2.0)] = 0.2
+    """In [-2, 2]; larger: less weight on where teacher and student differ most."""
+    beta: Annotated[Number, within(-2.0, 2.0)] = 0.7
+    """In [-2, 2]; larger: more weight on what the student is sure of."""
+
+
+class AdaptiveKLSpec(DivergenceSpec):
+    """Forward and reverse KL, weighed by where teacher and student differ. arXiv:2404.02657.
+
+    The head is the fewest likeliest entries of the teacher that hold `head_mass`; forward KL counts
+    the share of sum |p - q| that lies in it, reverse KL the rest. The shares have no gradient.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE
+    kind: Literal["adaptive_kl"]
+    head_mass: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class DecoupledSpec(DivergenceSpec):
+    """T^2 (label_weight KL of (label, rest) + others_weight KL among the others). arXiv:2203.08679.
+
+    With others_weight = 1 - q_y of the teacher it would be forward KL; here both are free.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE
+    scheduled: ClassVar[tuple[str, ...]] = (
+        "weight",
+        "temperature",
+        "label_weight",
+        "others_weight",
+    )
+    kind: Literal["decoupled"]
+    label_weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
+    others_weight: Annotated[Number, within(0.0, float("inf"))] = 8.0
+
+    @property
+    def needs_labels(self) -> bool:
+        return True
+
+
+class UniversalSpec(DivergenceSpec):
+    """T sum |p - q| over ranks: both sorted, so entries need no common meaning. arXiv:2402.12030.
+
+    The term for a role with another tokenizer (`roles.<name>.tokenizer`).
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE
+    kind: Literal["universal"]
+
+
+class LogitsDistanceSpec(RoleTerm):
+    """max(0, sum (student - scale * role)^2 - margin * scale) on the logits themselves.
+
+    Continuation KD, arXiv:2212.05998, equation 5; with margin 0 the annealed loss, with scale 1
+    too the squared error that arXiv:2109.11295 uses.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE
+    scheduled: ClassVar[tuple[str, ...]] = ("weight", "logit_scale", "margin")
+    kind: Literal["logits_distance"]
+    logit_scale: Annotated[Number, within(0.0, float("inf"))] = 1.0
+    """What the role's logits are multiplied by."""
+    margin: Annotated[Number, within(0.0, float("inf"))] = 0.0
+    """Squared distance that costs nothing."""
+    over: Literal["sum", "mean"] = "sum"
+    """Over the entries."""
+
+
+class ImportedTerm(TermBase):
+    """A term of one's own: `package.module:function` called with `arguments`.
+
+    It returns a `strategies.contract.OwnTerm`. Nothing of this project has to change.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
+    kind: Literal["import"]
+    target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    roles: list[str] = []
+    """Served roles that it asks."""
+    arguments: dict[str, Any] = {}
+    """Given to the function by name."""
+
+    @property
+    def served_roles(self) -> tuple[str, ...]:
+        return tuple(self.roles)
+
+
+TermSpec = Annotated[
+    CrossEntropySpec
+    | ForwardKLSpec
+    | ReverseKLSpec
+    | JensenShannonSpec
+    | SkewedForwardKLSpec
+    | SkewedReverseKLSpec
+    | TotalVariationSpec
+    | AlphaBetaSpec
+    | AdaptiveKLSpec
+    | DecoupledSpec
+    | UniversalSpec
+    | LogitsDistanceSpec
+    | ImportedTerm,
+    Field(discriminator="kind"),
+]
