@@ -10,7 +10,7 @@ depend on how a batch was cut.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -22,14 +22,17 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One micro-batch on one rank. Targets are shifted once, at collation: `targets[r, t]` is what
-    position t predicts, IGNORED where no loss is borne."""
+    """One micro-batch on one rank.
 
-    input_ids: Tensor  # [R, T] int64
-    position_ids: Tensor  # [R, T] int64, restarting at 0 in each sample
-    targets: Tensor  # [R, T] int64
+    Causal models: `inputs` are `input_ids` and `position_ids`, [R, T] int64, the latter restarting
+    at 0 in each sample; targets are shifted once, at collation: `targets[r, t]` is what position t
+    predicts. Classifiers: T is 1, a row is one sample and its target the class; `inputs` are
+    `input_ids` and `attention_mask` of text, or one float32 tensor [R, ...] of features.
+    """
+
+    inputs: Mapping[str, Tensor]  # keyword arguments of the model
+    targets: Tensor  # [R, T] int64; IGNORED where no loss is borne
     sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
-    extra: Mapping[str, Tensor] = field(default_factory=dict)  # inputs of other tasks, by name
 
     @property
     def mask(self) -> Tensor:
@@ -40,6 +43,12 @@ class Batch:
     def kept_targets(self) -> Tensor:
         """[N] int64."""
         return self.targets[self.mask]
+
+    @property
+    def places(self) -> Tensor:
+        """[N] int64: the same for a position of a sample whenever it comes, and no other's."""
+        index, positions = self.sample_index[self.mask], self.inputs.get("position_ids")
+        return index if positions is None else (index << 24) + positions[self.mask]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +185,18 @@ class OwnTerm(Term, Protocol):
 
         `numbers` are this step's values of the term's own schedules, by field name.
         """
+        ...
+
+
+class CustomTerm(Protocol):
+    """What a term of one's own is made of; a job file names what makes it (`kind: import`)."""
+
+    def count(self, batch: Batch, signals: Signals) -> Tensor:
+        """Scalar float32: what to divide by, before any student forward."""
+        ...
+
+    def total(self, outputs: Outputs, batch: Batch, signals: Signals) -> Tensor:
+        """Scalar float32 sum, differentiable; 0 that still reaches the outputs where N = 0."""
         ...
 
 

@@ -5,7 +5,7 @@ Padding is one further segment at the row's end, whose positions restart at 0 to
 reads sample borders off the positions. Shape letters: R rows, T positions (the context).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,16 +19,15 @@ IGNORED = -100
 
 @dataclass(frozen=True, slots=True)
 class NumpyBatch:
-    """One micro-batch, all int64. `targets[r, t]` is what position t predicts."""
+    """One micro-batch, as `strategies.contract.Batch` says; whole numbers are int64."""
 
-    input_ids: np.ndarray  # [R, T]; 0 in padding
-    position_ids: np.ndarray  # [R, T]
+    inputs: Mapping[str, np.ndarray]  # keyword arguments of the model, [R, ...]
     targets: np.ndarray  # [R, T]; IGNORED where no loss is borne
     sample_index: np.ndarray  # [R, T]; index in the store, -1 in padding
 
 
 def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch:
-    """Lay out rows; an empty row is all padding.
+    """Lay out rows of a causal model; an empty row is all padding, tokens of id 0.
 
     Raises:
         ValueError: a row is longer than the context.
@@ -52,7 +51,8 @@ def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch
             sample_index[r, start:end] = sample
             start = end
         position_ids[r, start:] = np.arange(context - start)
-    return NumpyBatch(input_ids, position_ids, targets, sample_index)
+    inputs = {"input_ids": input_ids, "position_ids": position_ids}
+    return NumpyBatch(inputs, targets, sample_index)
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,26 +72,49 @@ def _backbone_or_raise(module: nn.Module) -> nn.Module:
     return decoder
 
 
-def forward_logits(
-    module: nn.Module,
-    inputs: Tensor | Mapping[str, Tensor],
-    position_ids: Tensor | None = None,
-) -> Tensor:
-    """Logits of every position of a causal model, or of every example of a classifier.
+def forward_logits(module: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Logits of every position of a causal model.
 
     Args:
-        module: any module of ours; see `load.load_model` for what an imported one must do.
-        inputs: [R, T] int64 token ids of a causal model, or a classifier's inputs by name.
-        position_ids: [R, T] int64, restarting in each sample; required with token ids.
+        module: any causal module of ours; see `load.load_model` for what an imported one must do.
+        input_ids: [R, T] int64.
+        position_ids: [R, T] int64, restarting at 0 in each sample.
 
     Returns:
-        [R, T, V] for a causal model, [R, V] for a classifier.
+        [R, T, V].
     """
-    if isinstance(inputs, Mapping):
-        return logits_of(module(**inputs))
-    if position_ids is None:
-        raise ValueError("forward_logits needs position_ids with token ids; pass both")
-    return logits_of(_run(module, inputs, position_ids))
+    return logits_of(_run(module, input_ids, position_ids))
+
+
+def classify(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Logits of every example of a classifier.
+
+    Args:
+        module: any classifier of ours; see `load.load_model` for what an imported one must do.
+        inputs: by name, [R, ...]: whole numbers as they are, others cast to the module's dtype.
+            Where there is an `attention_mask`, what it hides becomes the model's padding id: some
+            families find the last token of a text by that id and not by the mask.
+
+    Returns:
+        [R, V].
+
+    Raises:
+        TypeError: the module returned something else.
+    """
+    dtype = next(module.parameters()).dtype
+    given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
+    padding = getattr(getattr(module, "config", None), "pad_token_id", None)
+    if padding is not None and "attention_mask" in given:
+        hidden = given["attention_mask"] == 0
+        given["input_ids"] = given["input_ids"].masked_fill(hidden, padding)
+    logits = logits_of(module(**given))
+    rows = next(iter(given.values())).shape[0]
+    if logits.ndim != 2 or logits.shape[0] != rows:
+        raise TypeError(
+            f"{type(module).__name__} returned logits of shape {list(logits.shape)} for {rows} "
+            "samples; a classifier returns [samples, classes]"
+        )
+    return logits
 
 
 def logits_of(output: Any) -> Tensor:

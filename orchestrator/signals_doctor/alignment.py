@@ -88,7 +88,7 @@ def _wrong_targets(store: SampleStore, rows: Sequence[Row], batch: NumpyBatch) -
                 learned = not last and mask[position + 1]
                 wanted = tokens[position + 1] if learned else IGNORED
                 found = int(batch.targets[r, column])
-                if int(batch.input_ids[r, column]) != token or found != wanted:
+                if int(batch.inputs["input_ids"][r, column]) != token or found != wanted:
                     off.append(
                         f"sample {store.id(sample)!r}, position {position}: target {found}, "
                         f"not {wanted}"

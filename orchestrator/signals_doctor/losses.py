@@ -102,5 +102,4 @@ def _fixed(student: Outputs) -> Head:
 def _bare(targets: Tensor) -> Batch:
     """A batch that knows its targets."""
     row = targets[None]
-    nothing = torch.zeros_like(row)
-    return Batch(nothing, nothing, row, nothing)
+    return Batch({}, row, torch.zeros_like(row))

@@ -225,11 +225,11 @@ def rows_of(outputs: Outputs, at: Tensor) -> Outputs:
 
 def _by_row(loaded: Loaded, batch: Batch) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     device = input_device(loaded.module)
-    for row in range(batch.input_ids.shape[0]):
+    for row in range(batch.targets.shape[0]):
         part = slice(row, row + 1)
         yield (
-            batch.input_ids[part].to(device),
-            batch.position_ids[part].to(device),
+            batch.inputs["input_ids"][part].to(device),
+            batch.inputs["position_ids"][part].to(device),
             batch.mask[part].to(device),
         )
 

@@ -8,14 +8,13 @@ from strategies.contract import Batch
 
 
 def to_device(batch: NumpyBatch, device: torch.device) -> Batch:
-    """[R, T] arrays -> [R, T] int64 tensors."""
+    """Arrays -> tensors of the same shapes and types."""
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(array, dtype=torch.int64).to(device)
+        return torch.as_tensor(array).to(device)
 
     return Batch(
-        tensor(batch.input_ids),
-        tensor(batch.position_ids),
+        {name: tensor(array) for name, array in batch.inputs.items()},
         tensor(batch.targets),
         tensor(batch.sample_index),
     )

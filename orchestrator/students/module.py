@@ -14,7 +14,12 @@ from torch import Tensor, nn
 
 from orchestrator.errors import SpecError
 from orchestrator.models.families import OwedLoss, balance_loss
-from orchestrator.models.forward import forward_hidden, forward_logits, forward_routed
+from orchestrator.models.forward import (
+    classify,
+    forward_hidden,
+    forward_logits,
+    forward_routed,
+)
 from strategies.contract import Batch, Head, Outputs
 
 Consumer = Callable[[Outputs], Tensor]
@@ -52,12 +57,11 @@ class StudentModule(nn.Module):
         With `owe`, a model that owes a balance loss has what `owe` makes of it added.
         """
         if not self._separable:
-            logits = forward_logits(self.model, batch.input_ids, batch.position_ids)
-            return consume(Outputs(logits=logits[batch.mask]))
+            return consume(Outputs(logits=_logits(self.model, batch)[batch.mask]))
+        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
         if self._owed is None or owe is None:
-            hidden = forward_hidden(self.model, batch.input_ids, batch.position_ids)
-            return self._consumed(hidden, batch, consume)
-        hidden, routers = forward_routed(self.model, batch.input_ids, batch.position_ids)
+            return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
+        hidden, routers = forward_routed(self.model, ids, positions)
         balance = balance_loss(routers, batch.sample_index >= 0, self._owed)
         return self._consumed(hidden, batch, consume) + owe(balance)
 
@@ -65,6 +69,13 @@ class StudentModule(nn.Module):
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
         # would leave the others waiting.
         return _head_module(self.model)(hidden[batch.mask], consume=consume)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """[R, T, V]; T is 1 for a classifier."""
+    if "position_ids" in batch.inputs:
+        return forward_logits(model, batch.inputs["input_ids"], batch.inputs["position_ids"])
+    return classify(model, batch.inputs).unsqueeze(1)
 
 
 def _head_module(model: nn.Module) -> nn.Module:

@@ -139,7 +139,8 @@ def compare(options: argparse.Namespace, folder: Path, workload: Workload) -> di
     """All rounds; figures by name."""
     work = batches(job("ours", folder, workload), folder / "cache")
     arrays = {
-        name: torch.stack([getattr(b, name) for b in work]) for name in ("input_ids", "targets")
+        "input_ids": torch.stack([b.inputs["input_ids"] for b in work]),
+        "targets": torch.stack([b.targets for b in work]),
     }
     save_file(arrays, folder / "batches.safetensors")
     tokens = workload.tokens_a_step

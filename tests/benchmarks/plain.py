@@ -26,9 +26,7 @@ from strategies.specs import ForwardKLSpec, ObjectiveSpec
 def hidden_states(model: torch.nn.Module, batch: Batch) -> Tensor:
     """[R, T, d] before the head."""
     decoder = model.model
-    return decoder(  # type: ignore[operator]
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).last_hidden_state
+    return decoder(**batch.inputs, use_cache=False).last_hidden_state  # type: ignore[operator]
 
 
 def teacher_loop(folder: Path, work: list[Batch]) -> Callable[[Batch], None]:

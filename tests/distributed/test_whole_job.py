@@ -118,7 +118,7 @@ def _in_one_process(spec: JobSpec, data_folder: Path) -> list[float]:
     losses = []
     for step in range(steps):
         batch = collate(store, order.rows(step), spec.data.context)
-        ids, positions = torch.tensor(batch.input_ids), torch.tensor(batch.position_ids)
+        ids, positions = (torch.tensor(array) for array in batch.inputs.values())
         mask = torch.tensor(batch.targets != -100)
         with torch.no_grad():
             wanted = teacher(input_ids=ids, position_ids=positions, use_cache=False).logits[mask]

@@ -80,14 +80,14 @@ def test_targets_equal_those_of_a_plain_loop(sizes: list[int], seed: int) -> Non
         flat = [(i, p) for i in row for p in range(sizes[i])]
         for t in range(CONTEXT):
             if t >= len(flat):
-                got = batch.input_ids[r, t], batch.targets[r, t], batch.sample_index[r, t]
+                got = batch.inputs["input_ids"][r, t], batch.targets[r, t], batch.sample_index[r, t]
                 assert got == (0, IGNORED, -1)
-                assert batch.position_ids[r, t] == t - len(flat)
+                assert batch.inputs["position_ids"][r, t] == t - len(flat)
                 continue
             i, p = flat[t]
             learned = p + 1 < sizes[i] and store.loss_mask(i)[p + 1]
-            assert batch.input_ids[r, t] == store.tokens(i)[p]
-            assert batch.position_ids[r, t] == p
+            assert batch.inputs["input_ids"][r, t] == store.tokens(i)[p]
+            assert batch.inputs["position_ids"][r, t] == p
             assert batch.sample_index[r, t] == i
             assert batch.targets[r, t] == (store.tokens(i)[p + 1] if learned else IGNORED)
 
@@ -104,7 +104,7 @@ def test_every_learned_token_is_a_target_exactly_once(sizes: list[int], seed: in
         token for tokens in planted for token in tokens
     )
     assert (batch.targets[kept] // 1000 - 1 == batch.sample_index[kept]).all()
-    assert (batch.targets[kept] == batch.input_ids[kept] + 1).all()
+    assert (batch.targets[kept] == batch.inputs["input_ids"][kept] + 1).all()
 
 
 @given(lengths)
@@ -113,7 +113,7 @@ def test_positions_show_every_border_between_samples_and_padding(sizes: list[int
     """transformers starts a new segment where a position is not one more than the last."""
     store = store_of(sizes)
     batch = collate(store, Order(store, CONTEXT, 1, 0, True).epoch_rows(0), CONTEXT)
-    seen = np.diff(batch.position_ids, axis=1) != 1
+    seen = np.diff(batch.inputs["position_ids"], axis=1) != 1
     assert (seen == (np.diff(batch.sample_index, axis=1) != 0)).all()
 
 

@@ -116,7 +116,7 @@ def measured(signal: Any, hidden: Tensor, head: Head, t: float) -> float:
     grid = torch.zeros(1, rows, dtype=torch.int64)
     _, totals = objective.loss(
         Outputs(hidden=hidden, head=head),
-        Batch(grid, grid, grid, grid),
+        Batch({}, grid, grid),
         {"teacher": signal},
         objective.numbers(0, 1),
         {"forward_kl": 1.0},

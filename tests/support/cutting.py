@@ -206,7 +206,11 @@ def _micros(way: Way, rank: int, vocabulary: int, teacher: dict[str, Tensor]) ->
     for first in range(rank * share, (rank + 1) * share, way.micro_batch):
         rows = slice(first, first + way.micro_batch)
         arrays = {name: array[rows] for name, array in whole.items()}
-        batch = Batch(**arrays)  # type: ignore[arg-type]
+        batch = Batch(
+            {name: arrays[name] for name in ("input_ids", "position_ids")},
+            arrays["targets"],
+            arrays["sample_index"],
+        )
         hidden = teacher["hidden"][rows][batch.mask]
         signal = HiddenSignal(hidden, Head(teacher["weight"]))
         tokens = int((batch.sample_index >= 0).sum())

@@ -17,12 +17,12 @@ def store_of(*samples: tuple[list[int], list[int]]) -> SampleStore:
 def test_a_packed_row_worked_by_hand() -> None:
     store = store_of(([11, 12, 13], [0, 1, 1]), ([21, 22, 23, 24], [0, 0, 1, 0]))
     batch = collate(store, [(1, 0), ()], 9)
-    assert batch.input_ids.tolist() == [[21, 22, 23, 24, 11, 12, 13, 0, 0], [0] * 9]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1], list(range(9))]
+    assert batch.inputs["input_ids"].tolist() == [[21, 22, 23, 24, 11, 12, 13, 0, 0], [0] * 9]
+    assert batch.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1], list(range(9))]
     i = -100
     assert batch.targets.tolist() == [[i, 23, i, i, 12, 13, i, i, i], [i] * 9]
     assert batch.sample_index.tolist() == [[1, 1, 1, 1, 0, 0, 0, -1, -1], [-1] * 9]
-    arrays = (batch.input_ids, batch.position_ids, batch.targets, batch.sample_index)
+    arrays = (*batch.inputs.values(), batch.targets, batch.sample_index)
     assert {array.dtype for array in arrays} == {np.dtype(np.int64)}
 
 

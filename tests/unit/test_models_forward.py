@@ -1,11 +1,13 @@
 """The one forward: packed rows, hidden states, heads, classifiers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from tiny_models import VOCABULARY, tiny
 from torch import nn
 
-from orchestrator.models.forward import forward_hidden, forward_logits, packing_is_exact
+from orchestrator.models.forward import classify, forward_hidden, forward_logits, packing_is_exact
 from orchestrator.models.head import HeadForm, find_head_form
 
 LENGTHS = ((5, 7, 4), (9, 1, 6))
@@ -145,8 +147,34 @@ class Digits(nn.Module):
         return self.layer(pixels)
 
 
-def test_a_classifier_runs_on_named_inputs():
-    assert forward_logits(Digits(), {"pixels": torch.ones(2, 4)}).shape == (2, 3)
+def test_a_classifier_runs_on_named_inputs_in_its_own_dtype():
+    module = Digits().to(torch.bfloat16)
+    logits = classify(module, {"pixels": torch.ones(2, 4)})
+    assert logits.shape == (2, 3) and logits.dtype == torch.bfloat16
+
+
+def test_logits_that_are_not_one_row_a_sample_are_refused():
+    with pytest.raises(TypeError, match=r"\[2, 5, 3\] for 2 samples"):
+        classify(Digits(), {"pixels": torch.ones(2, 5, 4)})
+
+
+def test_what_the_mask_hides_becomes_the_padding_id_of_the_model():
+    class Last(nn.Module):
+        """The last token that is no padding, as decoder families find it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.config = SimpleNamespace(pad_token_id=9)
+            self.weight = nn.Parameter(torch.eye(10))
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            last = (input_ids != 9).sum(1) - 1
+            return self.weight[input_ids[torch.arange(len(input_ids)), last]]
+
+    ids = torch.tensor([[4, 3, 0], [5, 0, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    logits = classify(Last(), {"input_ids": ids, "attention_mask": mask})
+    assert logits.argmax(1).tolist() == [0, 5]
 
 
 def test_hidden_states_of_a_module_without_a_backbone_are_refused():
@@ -154,11 +182,11 @@ def test_hidden_states_of_a_module_without_a_backbone_are_refused():
         forward_hidden(Digits(), torch.zeros(1, 2), torch.zeros(1, 2))
 
 
-def test_token_ids_without_positions_are_refused():
-    with pytest.raises(ValueError, match="position_ids"):
-        forward_logits(Digits(), torch.zeros(1, 2, dtype=torch.int64))
+class Nothing(Digits):
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return [super().forward(pixels)]  # type: ignore[return-value]
 
 
 def test_an_output_that_is_no_logits_is_refused():
     with pytest.raises(TypeError, match="return a tensor of logits"):
-        forward_logits(nn.Sequential(), {"input": [1, 2]})  # type: ignore[dict-item]
+        classify(Nothing(), {"pixels": torch.ones(2, 4)})

@@ -14,7 +14,7 @@ from torch import nn
 from orchestrator.errors import SpecError
 from orchestrator.models.export import export_folder
 from orchestrator.models.folder import check_folder
-from orchestrator.models.forward import forward_logits
+from orchestrator.models.forward import classify, forward_logits
 from orchestrator.models.load import load_model
 from orchestrator.spec.models import ModelSpec
 
@@ -282,7 +282,7 @@ def test_an_image_classifier_is_built_from_its_config():
         "num_labels": 3,
     }
     loaded = load_model(ModelSpec(architecture=fields, task="classifier"))
-    logits = forward_logits(loaded.module, {"pixel_values": torch.zeros(2, 3, 8, 8)})
+    logits = classify(loaded.module, {"pixel_values": torch.zeros(2, 3, 8, 8)})
     assert loaded.vocabulary == 3 and logits.shape == (2, 3)
 
 

@@ -34,7 +34,7 @@ def _batch(ignored: int = 4, seed: int = 0) -> Batch:
     make = torch.Generator().manual_seed(seed)
     targets = torch.randint(VOCABULARY, ROWS, generator=make)
     targets.view(-1)[:ignored] = IGNORED
-    return Batch(targets, targets, targets, targets)
+    return Batch({}, targets, targets)
 
 
 def _student(batch: Batch) -> tuple[Tensor, Tensor]:

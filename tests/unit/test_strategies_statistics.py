@@ -34,7 +34,7 @@ def _student(count: int = COUNT) -> tuple[Tensor, Head, Batch]:
     head = Head(weight, torch.randn(VOCABULARY, generator=make), 0.8, 5.0)
     targets = torch.randint(VOCABULARY, (1, count + 3), generator=make)
     targets[0, :3] = IGNORED
-    return hidden, head, Batch(targets, targets, targets, targets)
+    return hidden, head, Batch({}, targets, targets)
 
 
 def _teacher(width: int = VOCABULARY) -> tuple[HiddenSignal, Tensor]:
@@ -88,7 +88,7 @@ def test_a_role_with_logits_is_compared_through_the_students_vocabulary(
 ) -> None:
     hidden, head, batch = _student()
     targets = batch.targets.clamp(max=VOCABULARY - 3)
-    batch = Batch(targets, targets, targets, targets)
+    batch = Batch({}, targets, targets)
     signal, theirs = _teacher(teacher_width)
     compared: LogitSignal = signal if kind == "hidden" else DenseSignal(theirs)
     sums = position_statistics(Outputs(hidden=hidden, head=head), batch, compared)

@@ -62,6 +62,10 @@ def _feed(
     )  # fmt: skip
 
 
+def _ids(micro: Micro) -> torch.Tensor:
+    return micro.batch.inputs["input_ids"]
+
+
 @pytest.mark.parametrize("window", [1, 2, 3, 7, 40])
 def test_answers_come_in_order_and_belong_to_their_batch(store: SampleStore, window: int) -> None:
     client = FakeClient(window)
@@ -71,7 +75,7 @@ def test_answers_come_in_order_and_belong_to_their_batch(store: SampleStore, win
         assert len(micros) == GLOBAL_BATCH
         for micro in micros:
             signal: Any = micro.signals["teacher"]
-            wanted = micro.batch.input_ids[micro.batch.mask].float()
+            wanted = _ids(micro)[micro.batch.mask].float()
             assert torch.equal(signal.hidden[:, 0], wanted)
     assert client.taken == client.asked
     assert not client.open
@@ -95,9 +99,13 @@ def test_a_window_below_one_step_works_even_when_others_fill_it(store: SampleSto
 
 
 def test_ranks_and_micro_batches_share_a_step_without_overlap(store: SampleStore) -> None:
-    whole = torch.cat([m.batch.input_ids for m in _feed(store, None, micro_batch=4).step(0)])
+    whole = torch.cat(
+        [m.batch.inputs["input_ids"] for m in _feed(store, None, micro_batch=4).step(0)]
+    )
     halves = [
-        torch.cat([m.batch.input_ids for m in _feed(store, None, rank=rank, world=2).step(0)])
+        torch.cat(
+            [m.batch.inputs["input_ids"] for m in _feed(store, None, rank=rank, world=2).step(0)]
+        )
         for rank in (0, 1)
     ]
     assert torch.equal(torch.cat(halves), whole)
@@ -109,7 +117,9 @@ def test_starting_later_gives_what_the_undisturbed_feed_gives(store: SampleStore
         undisturbed.step(step)
     for step in (3, 4, 5):
         pairs = zip(undisturbed.step(step), later.step(step), strict=True)
-        assert all(torch.equal(a.batch.input_ids, b.batch.input_ids) for a, b in pairs)
+        assert all(
+            torch.equal(a.batch.inputs["input_ids"], b.batch.inputs["input_ids"]) for a, b in pairs
+        )
 
 
 def test_without_a_pool_only_a_little_is_collated_ahead(store: SampleStore) -> None:
