@@ -251,6 +251,7 @@ class EvaluationSpec(Spec):
     against: str | None = None
     """Served role to compare with (agreement, KL); default: the first role of the objective."""
     generate: GenerateSpec | None = GenerateSpec()
+    """A text written at the end; a classifier writes none."""
 
 
 def _known_tracking_scheme(uri: str | None) -> str | None:
@@ -332,6 +333,54 @@ class JobSpec(Spec):
     def compared_role(self) -> str | None:
         """The role evaluation compares with."""
         return self.evaluation.against or next(iter(self.objective.served_roles), None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classifiers_write_nothing(cls, raw: Any) -> Any:
+        student = raw.get("student") if isinstance(raw, dict) else None
+        if not isinstance(student, dict) or student.get("task") != "classifier":
+            return raw
+        evaluation = raw.get("evaluation", {})
+        if not isinstance(evaluation, dict):
+            return raw
+        return {**raw, "evaluation": {"generate": None, **evaluation}}
+
+    @model_validator(mode="after")
+    def _models_read_the_data(self) -> "JobSpec":
+        models = {"student": self.student, **{f"roles.{k}": v for k, v in self.roles.items()}}
+        task = self.data.task
+        formats = "labelled_text or features" if task == "causal_lm" else "text or messages"
+        for field, model in models.items():
+            if model.task != task:
+                raise refusal(
+                    f"{field}.task",
+                    f"is {model.task}, and the data's format {self.data.formats[0].kind} is read "
+                    f"by a {task}",
+                    f"Set it to {task}, or give the data a format for it, such as {formats}",
+                )
+            if model.tokenizer is not None and not self.data.reads_text:
+                raise refusal(
+                    f"{field}.tokenizer",
+                    f"is {model.tokenizer!r}, and features are not tokenised",
+                    "Remove it",
+                )
+        if task == "classifier" and self.evaluation.generate is not None:
+            raise refusal(
+                "evaluation.generate", "is set, and a classifier writes nothing", "Remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _labels_are_there(self) -> "JobSpec":
+        for index, term in enumerate(self.objective.terms):
+            if term.needs_labels and not self.data.has_labels:
+                raise refusal(
+                    f"objective.terms.{index}.kind",
+                    f"is {term.kind}, which learns from labels, and the data's format has "
+                    "label: null",
+                    "Name the label's field in data.sources.*.format, or remove the term",
+                )
+        return self
 
     @model_validator(mode="after")
     def _roles_are_defined(self) -> "JobSpec":

@@ -96,6 +96,7 @@ class ModelSpec(Spec):
     arguments: dict[str, Any] = {}
     """Keyword arguments of the imported callable."""
     task: Literal["causal_lm", "classifier"] = "causal_lm"
+    """A classifier gives one row of logits a sample: of a text, of features, of an image."""
     tokenizer: str | None = None
     """Folder or hub id of the tokenizer; default: the model's own, else the first role's."""
     dtype: DType = "float32"
@@ -155,6 +156,14 @@ class StudentSpec(ModelSpec):
     trainable: list[str] | None = None
     """Module paths with wildcards that may change; absent: all (or the adapters, with lora)."""
 
+    @model_validator(mode="after")
+    def _adapters_are_for_language_models(self) -> "StudentSpec":
+        if self.lora is not None and self.task == "classifier":
+            raise refusal(
+                "lora", "is set, and adapters are made for causal models only", "Remove it"
+            )
+        return self
+
 
 class ResourcesSpec(Spec):
     """What one process takes from the cluster."""
@@ -177,12 +186,30 @@ class RoleSpec(ModelSpec):
     parallel: Literal["none", "layers"] = "none"
     """How one replica uses several GPUs: `layers` lays the model's layers over them."""
     encoding: EncodingSpec = HiddenEncoding(kind="hidden")
+    """How its answers are carried; a classifier's default is full."""
     max_queue: PositiveInt = 64
     """Requests a replica holds before it refuses more with a retry hint."""
 
     def served(self) -> dict[str, Any]:
         """What decides a replica: all but the encoding, which is each request's own."""
         return self.model_dump(mode="json", by_alias=True, exclude={"encoding"})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _classifiers_answer_in_full(cls, raw: Any) -> Any:
+        if isinstance(raw, dict) and raw.get("task") == "classifier":
+            return {"encoding": {"kind": "full"}, **raw}
+        return raw
+
+    @model_validator(mode="after")
+    def _classifiers_tell_no_hidden_state(self) -> "RoleSpec":
+        if self.task == "classifier" and isinstance(self.encoding, HiddenEncoding):
+            raise refusal(
+                "encoding.kind",
+                "is hidden, and a classifier's logits are not made of one hidden state a position",
+                "Use full, which is small for classes, or topk or sampled",
+            )
+        return self
 
     @model_validator(mode="after")
     def _several_gpus_are_shared_in_a_stated_way(self) -> "RoleSpec":

@@ -12,7 +12,7 @@ from orchestrator.data.tokenise import Sample
 from orchestrator.errors import CountsDiffer
 from orchestrator.pool.source import SignalSource
 from orchestrator.signals.records import HiddenAsk
-from orchestrator.students.feed import AHEAD_WITHOUT_POOL, Feed
+from orchestrator.students.feed import AHEAD_WITHOUT_POOL, Feed, Micro
 from orchestrator.students.ledger import Ledger, check
 from orchestrator.students.questions import Questions
 from strategies.contract import Head
