@@ -10,72 +10,23 @@ M = V or K + 1 outcomes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from . import kernels
+from .contract import Head
 from .kernels import Answer, Pair
+from .parts import Part
+from .pull import Pull
 from .softening import Softened, conditioned, soften
 from .sparse import ABSENT, removal
 from .teachers import CoarseReader, DenseReader, DrawReader, Reader
+from .view import View
 
 SMALLEST_MASS = 1e-30
 """Below this the student's bucket is summed again, relative to its own largest entry."""
-
-Kind = Literal[
-    "cross_entropy",
-    "forward_kl",
-    "reverse_kl",
-    "jensen_shannon",
-    "skewed_forward_kl",
-    "skewed_reverse_kl",
-    "total_variation",
-    "alpha_beta",
-]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Part:
-    """One vocabulary term with the numbers of this step. Fields that a kind lacks are unused."""
-
-    kind: Kind
-    scale: float = 1.0
-    """What the term's sum is multiplied by in the loss; 0: reported, but without a gradient."""
-    role: str | None = None
-    temperature: float | Tensor = 1.0
-    """Of all positions, or [N]; above 0."""
-    beta: float = 0.5
-    label_smoothing: float = 0.0
-    skew: float = 0.1
-    alpha: float = 0.5
-    position_weight: Tensor | None = None
-    """[N]: what each position's value counts in the sum; None: 1."""
-
-    @property
-    def needs_support(self) -> bool:
-        """Whether the value is infinite where the teacher has probability 0 and the student not.
-
-        Such a term compares the student conditioned on the entries that the teacher has.
-        """
-        if self.kind == "alpha_beta":
-            return self.alpha <= 0 or self.alpha + self.beta <= 0
-        return self.kind == "reverse_kl"
-
-    def value_factor(self) -> float | Tensor:
-        """What a position's value counts in the term's sum: a number, or [N].
-
-        Weight times T^2, which keeps gradients of one size across temperatures; total variation,
-        whose value falls as 1 / T only, gets T.
-        """
-        power = self.temperature if self.kind == "total_variation" else self.temperature**2
-        return power if self.position_weight is None else power * self.position_weight
-
-    def pull_factor(self) -> float | Tensor:
-        """What a position's pull counts in the loss's derivative by logits: a number, or [N]."""
-        return self.scale * (self.value_factor() / self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +39,8 @@ class Comparison:
     values: Tensor  # [parts, N], filled in
     with_gradient: bool
     core: "Core"
+    heads: Mapping[str, Head] = field(default_factory=dict)  # of roles, for targets
+    places: Tensor | None = None  # [N] int64, for targets; see `View`
 
 
 def compare(
@@ -103,8 +56,10 @@ def compare(
     """
     gradient: Tensor | None = None
     for temperature, indices in _by_temperature(whole.parts):
-        asked = [_ask(whole, rows, theirs, whole.parts[index]) for index in indices]
-        values, here = whole.core(logits, _column(temperature, rows, logits.dtype), asked)
+        column = _column(temperature, rows, logits.dtype)
+        view = _view(whole, rows, logits, theirs, column)
+        asked = [_ask(whole, rows, view, whole.parts[index]) for index in indices]
+        values, here = whole.core(logits, column, asked)
         for index, value in zip(indices, values, strict=True):
             whole.values[index, rows] = value
         if here is not None:
@@ -129,12 +84,25 @@ def _column(number: float | Tensor, rows: slice, dtype: torch.dtype) -> float | 
     return number[rows].unsqueeze(1).to(dtype) if isinstance(number, Tensor) else number
 
 
+def _view(
+    whole: Comparison,
+    rows: slice,
+    logits: Tensor,
+    theirs: Mapping[str, Tensor],
+    temperature: float | Tensor,
+) -> View:
+    labels = whole.targets[rows]
+    places = torch.zeros_like(labels) if whole.places is None else whole.places[rows]
+    return View(labels, logits, theirs, whole.heads, temperature, places)
+
+
 @dataclass(frozen=True, slots=True)
 class Dense:
     """A role's answer over the whole vocabulary."""
 
     logits: Tensor  # [b, V]
     has_holes: bool
+    name: str  # equal ones are the same answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,65 +138,29 @@ class Asked:
     part: Part
     factor: float | Tensor  # or [b, 1]
     answer: Dense | Coarse | Draws | Labels
+    labels: Tensor  # [b, 1]
     wanted: bool  # whether its gradient is
 
 
-def _ask(whole: Comparison, rows: slice, theirs: Mapping[str, Tensor], part: Part) -> Asked:
+def _ask(whole: Comparison, rows: slice, view: View, part: Part) -> Asked:
     wanted = whole.with_gradient and part.scale != 0.0
     factor = _column(part.pull_factor(), rows, whole.values.dtype)
+    labels = whole.targets[rows].unsqueeze(1)
     if part.role is None:
-        return Asked(part, factor, Labels(whole.targets[rows].unsqueeze(1)), wanted)
+        return Asked(part, factor, Labels(labels), labels, wanted)
     match whole.readers[part.role]:
+        case DenseReader() as reader if part.target is not None:
+            holes = reader.has_holes or part.target.makes_holes
+            logits = part.target(view, part.role)
+            answer = Dense(logits, holes, f"{part.role} {id(part.target)}")
         case DenseReader() as reader:
-            answer = Dense(theirs[part.role], reader.has_holes)
+            answer = Dense(view.role(part.role), reader.has_holes, part.role)
         case CoarseReader() as reader:
             outcomes = reader.outcomes(part.temperature, rows)
             answer = Coarse(outcomes, reader.ids[rows], reader.inside[rows], reader.has_holes)
         case DrawReader() as reader:
             answer = Draws(reader.ids[rows], reader.weights[rows], reader.entropy[rows])
-    return Asked(part, factor, answer, wanted)
-
-
-class _Pull:
-    """The sum of many pulls on one student's logarithms, dense ones and those at a few ids."""
-
-    def __init__(self, q: Tensor) -> None:
-        self._q = q
-        self._dense: Tensor | None = None
-        self._everywhere: list[float | Tensor] = []
-        self._at: list[tuple[Tensor, Tensor]] = []
-
-    def add(self, pull: Tensor, factor: float | Tensor) -> None:
-        """+= factor * pull; both broadcast to [b, V]."""
-        if self._dense is None:
-            self._dense = pull * factor
-        elif isinstance(factor, Tensor):
-            self._dense.addcmul_(pull, factor)
-        else:
-            self._dense.add_(pull, alpha=factor)
-
-    def add_everywhere(self, number: float | Tensor) -> None:
-        """+= a number, or [b, 1], at all V entries."""
-        self._everywhere.append(number)
-
-    def add_at(self, ids: Tensor, values: Tensor) -> None:
-        """[:, ids] += values; both [b, K]; repeated ids add up."""
-        self._at.append((ids, values))
-
-    def by_logits(self) -> Tensor:
-        """[b, V]: pull - q * sum(pull), the derivative by the logits of q."""
-        total = sum((values.sum(1, keepdim=True) for _, values in self._at), start=0.0)
-        total = total + sum(number * self._q.shape[1] for number in self._everywhere)
-        if self._dense is None:
-            gradient = self._q * -total
-        else:
-            total = total + self._dense.sum(1, keepdim=True)
-            gradient = self._dense.addcmul_(self._q, total, value=-1.0)
-        for number in self._everywhere:
-            gradient.add_(number)
-        for ids, values in self._at:
-            gradient.scatter_add_(1, ids, values)
-        return gradient
+    return Asked(part, factor, answer, labels, wanted)
 
 
 def compare_at(
@@ -244,8 +176,8 @@ def compare_at(
         asked: the parts.
     """
     student = soften(logits, temperature)
-    pull = _Pull(student.probability)
-    dense: dict[str | None, Softened] = {}
+    pull = Pull(student.probability)
+    dense: dict[str, Softened] = {}
     coarse: dict[str | None, _CoarseStudent] = {}
     values: list[Tensor] = []
     for one in asked:
@@ -255,10 +187,16 @@ def compare_at(
                 value = _labels(student, answer.ids, one, pull)
             case Draws() as answer:
                 value = _draws(student, answer, one, pull)
+            case Dense() as answer if part.kind == "logits_distance":
+                value, gradient = _distance(part, logits, answer, one.wanted)
+                if gradient is not None:
+                    pull.add_on_logits(gradient * one.factor)
             case Dense() as answer:
-                if role not in dense:
-                    dense[role] = soften(answer.logits, temperature)
-                value, pulled = diverge(part, dense[role], student, answer.has_holes, one.wanted)
+                if answer.name not in dense:
+                    dense[answer.name] = soften(answer.logits, temperature)
+                value, pulled = diverge(
+                    part, dense[answer.name], student, answer.has_holes, one.wanted, one.labels
+                )
                 if pulled is not None:
                     pull.add(pulled, one.factor)
             case Coarse() as answer:
@@ -279,7 +217,12 @@ Core = Callable[[Tensor, float | Tensor, Sequence[Asked]], tuple[list[Tensor], T
 
 
 def diverge(
-    part: Part, teacher: Softened, student: Softened, has_holes: bool, wanted: bool
+    part: Part,
+    teacher: Softened,
+    student: Softened,
+    has_holes: bool,
+    wanted: bool,
+    labels: Tensor | None = None,
 ) -> Answer:
     """A part's divergence between two distributions over the same outcomes: values and pull.
 
@@ -291,6 +234,7 @@ def diverge(
         student: [b, M], finite.
         has_holes: whether the teacher may hold -inf.
         wanted: whether the pull is.
+        labels: [b, 1], for the divergences that look at them.
     """
     if has_holes and part.needs_support:
         value, pull = _on_support(part, teacher, student, wanted)
@@ -299,8 +243,19 @@ def diverge(
         if has_holes:
             ratio.clamp_min_(torch.finfo(ratio.dtype).min)
         pair = Pair(teacher.probability, teacher.log, student.probability, student.log, ratio)
-        value, pull = _kernel(part, pair, wanted)
+        value, pull = _kernel(part, pair, wanted, labels)
     return value.clamp_min(0.0), pull
+
+
+def _distance(part: Part, logits: Tensor, answer: Dense, wanted: bool) -> Answer:
+    """[b] hinged squared distances of logits, and their derivative by the student's."""
+    gap = logits - part.logit_scale * answer.logits
+    if answer.has_holes:
+        gap = gap.masked_fill_(torch.isneginf(answer.logits), 0.0)
+    share = 1.0 if part.over == "sum" else 1.0 / logits.shape[1]
+    beyond = gap.square().sum(1).mul_(share).sub_(part.margin * part.logit_scale)
+    outside = (beyond > 0).unsqueeze(1)
+    return beyond.clamp_min(0.0), gap.mul_(2 * share * outside) if wanted else None
 
 
 def _on_support(part: Part, teacher: Softened, student: Softened, wanted: bool) -> Answer:
@@ -316,7 +271,7 @@ def _on_support(part: Part, teacher: Softened, student: Softened, wanted: bool) 
     return value, pull
 
 
-def _kernel(part: Part, pair: Pair, wanted: bool) -> Answer:
+def _kernel(part: Part, pair: Pair, wanted: bool, labels: Tensor | None = None) -> Answer:
     match part.kind:
         case "forward_kl":
             return kernels.forward_kl(pair, wanted)
@@ -332,11 +287,19 @@ def _kernel(part: Part, pair: Pair, wanted: bool) -> Answer:
             return kernels.total_variation(pair, wanted)
         case "alpha_beta":
             return kernels.alpha_beta(pair, part.alpha, part.beta, wanted)
-        case "cross_entropy":
-            raise AssertionError("labels are not a role")
+        case "adaptive_kl":
+            return kernels.adaptive_kl(pair, part.head_mass, wanted)
+        case "universal":
+            return kernels.universal(pair, wanted)
+        case "decoupled":
+            assert labels is not None
+            weights = part.label_weight, part.others_weight
+            return kernels.decoupled(pair, labels, *weights, wanted)
+        case "cross_entropy" | "logits_distance":
+            raise AssertionError(f"{part.kind} compares no distributions")
 
 
-def _labels(student: Softened, ids: Tensor, asked: Asked, pull: _Pull) -> Tensor:
+def _labels(student: Softened, ids: Tensor, asked: Asked, pull: Pull) -> Tensor:
     """[b] cross entropy against the data's labels."""
     smoothing = asked.part.label_smoothing
     value = student.log.gather(1, ids).squeeze(1) * (smoothing - 1)
@@ -350,7 +313,7 @@ def _labels(student: Softened, ids: Tensor, asked: Asked, pull: _Pull) -> Tensor
     return value
 
 
-def _draws(student: Softened, draws: Draws, asked: Asked, pull: _Pull) -> Tensor:
+def _draws(student: Softened, draws: Draws, asked: Asked, pull: Pull) -> Tensor:
     """[b] estimates of forward KL at temperature 1."""
     if asked.wanted:
         pull.add_at(draws.ids, draws.weights * asked.factor * -1.0)
@@ -367,7 +330,7 @@ class _CoarseStudent:
     others: Tensor  # [b, V]: proportional to the entries of the bucket, 0 at kept ones
     others_mass: Tensor  # [b, 1]: their sum
 
-    def spread(self, pull: Tensor, total: _Pull) -> None:
+    def spread(self, pull: Tensor, total: Pull) -> None:
         """Add a pull on the outcomes' logarithms to that on the vocabulary's."""
         total.add_at(self.ids, pull[:, :-1].masked_fill(~self.inside, 0.0))
         total.add(self.others, pull[:, -1:] / self.others_mass)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import comparison
-from .comparison import Asked, Part
+from .comparison import Asked, Dense
+from .parts import Part
 
 
 def compare_at(
@@ -31,14 +32,7 @@ def compare_at(
             return _compiled()(
                 logits,
                 _tensor(temperature, logits),
-                [
-                    replace(
-                        one,
-                        part=_with_tensors(one.part, logits),
-                        factor=_tensor(one.factor, logits),
-                    )
-                    for one in asked
-                ],
+                _with_tensors(asked, logits),
             )
         except (TorchDynamoException, InductorError) as error:
             _Build.failed = True
@@ -67,14 +61,26 @@ def _tensor(number: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(number, dtype=like.dtype, device=like.device)
 
 
-def _with_tensors(part: Part, like: Tensor) -> Part:
+def _with_tensors(asked: Sequence[Asked], like: Tensor) -> list[Asked]:
+    """What is asked, with tensors for all that a schedule may move."""
+    names: dict[str, str] = {}
+    fixed = []
+    for one in asked:
+        answer = one.answer
+        if isinstance(answer, Dense):
+            # A target is another object at every step: compiled code may not depend on its name.
+            name = names.setdefault(answer.name, f"{one.part.role} {len(names)}")
+            answer = replace(answer, name=name)
+        part, factor = _moving(one.part, like), _tensor(one.factor, like)
+        fixed.append(replace(one, part=part, factor=factor, answer=answer))
+    return fixed
+
+
+MOVING = ("beta", "label_weight", "others_weight", "logit_scale", "margin", "skew")
+
+
+def _moving(part: Part, like: Tensor) -> Part:
     """`part` with what a schedule may move as tensors, and without what only the sums need."""
-    numbers = {} if part.kind == "alpha_beta" else {"beta": _tensor(part.beta, like)}
-    return replace(
-        part,
-        scale=1.0,
-        temperature=1.0,
-        skew=_tensor(part.skew, like),
-        position_weight=None,
-        **numbers,
-    )
+    names = [name for name in MOVING if name != "beta" or part.kind != "alpha_beta"]
+    numbers = {name: _tensor(getattr(part, name), like) for name in names}
+    return replace(part, scale=1.0, temperature=1.0, position_weight=None, target=None, **numbers)

@@ -12,6 +12,9 @@ terms together.
     skewed reverse  KL(q || m), m = (1 - s) p + s q               pull  q (log q - log m - s q / m)
     total variation sum |p - q| / 2                               pull  q sign(q - p) / 2
     alpha-beta      see `alpha_beta`
+    adaptive KL     h forward KL + (1 - h) reverse KL             pull  of both alike
+    universal       sum |p_(r) - q_(r)| over ranks r              pull  q sign(q_(r) - p_(r))
+    decoupled       see `decoupled`
 
 A multiple of q in a pull changes nothing and is left out. Temperatures, weights and scales are
 the caller's. Pure functions of float32 or float64 tensors; nothing is written to an argument.
@@ -129,6 +132,80 @@ def alpha_beta(pair: Pair, alpha: float, beta: float, wanted: bool) -> Answer:
     else:
         value = (_quotient(of_p, of_q, both, pair.ratio) - a).sum(1) / beta
     return value, a.neg_() if wanted else None
+
+
+def adaptive_kl(pair: Pair, head_mass: float, wanted: bool) -> Answer:
+    """h forward KL + (1 - h) reverse KL, h the share of sum |p - q| that lies in the head of p.
+
+    The head is the fewest likeliest entries of p whose sum reaches `head_mass`. h has no
+    gradient. Wu et al., arXiv:2404.02657, section 4.
+    """
+    gap = (pair.p - pair.q).abs()
+    ordered, order = pair.p.sort(1, descending=True)
+    before = ordered.cumsum(1) - ordered  # what lies ahead of each entry
+    in_head = torch.zeros_like(gap).scatter_(1, order, (before < head_mass).to(gap.dtype))
+    total = gap.sum(1, keepdim=True)
+    head = ((gap * in_head).sum(1, keepdim=True) / total).where(total > 0, 0.5)
+    forward, forward_pull = forward_kl(pair, wanted)
+    reverse, reverse_pull = reverse_kl(pair, wanted)
+    share = head.squeeze(1)
+    value = share * forward + (1 - share) * reverse
+    if forward_pull is None or reverse_pull is None:
+        return value, None
+    return value, forward_pull.mul_(head).addcmul_(reverse_pull, 1 - head)
+
+
+def universal(pair: Pair, wanted: bool) -> Answer:
+    """Sum of |p - q| with both sorted: entries need no common meaning. arXiv:2402.12030, eq. 7."""
+    p = pair.p.sort(1, descending=True).values
+    q, order = pair.q.sort(1, descending=True)
+    gap = q - p
+    value = gap.abs().sum(1)
+    if not wanted:
+        return value, None
+    return value, torch.zeros_like(q).scatter_(1, order, gap.sign_().mul_(q))
+
+
+def decoupled(
+    pair: Pair, labels: Tensor, label_weight: float, others_weight: float, wanted: bool
+) -> Answer:
+    """a KL((p_y, 1 - p_y) || (q_y, 1 - q_y)) + b KL among the others, renormalised.
+
+    With b = 1 - p_y and a = 1 it is forward KL. Zhao et al., arXiv:2203.08679, equation 7.
+
+    Args:
+        pair: teacher and student.
+        labels: [b, 1] int64.
+        label_weight: a.
+        others_weight: b.
+        wanted: whether the pull is.
+    """
+    log_p_others, p_others = _without(pair.log_p, labels)
+    log_q_others, q_others = _without(pair.log_q, labels)
+    log_p, log_q = pair.log_p.gather(1, labels), pair.log_q.gather(1, labels)
+    p = log_p.exp()
+    binary = p * (log_p - log_q).masked_fill(torch.isneginf(log_p), 0.0)
+    binary = binary + (1 - p) * (log_p_others - log_q_others).masked_fill(
+        torch.isneginf(log_p_others), 0.0
+    )
+    # The label's own ratio has factor 0 here, so only those of the others count.
+    ratio = pair.ratio - (log_p_others - log_q_others).masked_fill(
+        torch.isneginf(log_p_others), 0.0
+    )
+    among = vecdot(p_others, ratio)
+    value = label_weight * binary.squeeze(1) + others_weight * among
+    if not wanted:
+        return value, None
+    pull = q_others * (others_weight - label_weight * (1 - p))
+    pull = pull.add_(p_others, alpha=-others_weight)
+    return value, pull.scatter_(1, labels, -label_weight * p)
+
+
+def _without(log: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The log of the mass beside the label [b, 1], and the distribution over it [b, M]."""
+    rest = log.scatter(1, labels, -torch.inf)
+    mass = torch.logsumexp(rest, 1, keepdim=True)
+    return mass, (rest - mass.masked_fill(torch.isneginf(mass), 0.0)).exp_()
 
 
 def _quotient(high: Tensor, low: Tensor, divisor: float, ratio: Tensor) -> Tensor:

@@ -4,10 +4,9 @@
 look at them, and turns the summed gradient by logits into gradients by hidden state, weight and
 bias right away. They are ready when the forward ends; the backward only multiplies them by the
 incoming gradient. The weight is not kept for the backward, so a partitioned parameter may be
-released in between.
+released in between. `logits_loss` is the same for a student that gives logits.
 
-The formulas are those of `strategies.divergences`, for top-k teachers those of
-`strategies.sparse`. Vocabularies of unequal width are treated as those modules say.
+Vocabularies of unequal width are treated as `strategies.teachers` says.
 
 C positions of a chunk, N positions, V the student's vocabulary, d width, K kept entries.
 """
@@ -20,9 +19,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import fusion
-from .comparison import Comparison, Part, compare, compare_at
-from .contract import Head, LogitSignal, SampledSignal
+from .comparison import Comparison, compare, compare_at
+from .contract import Head, HiddenSignal, LogitSignal, SampledSignal
 from .heads import Projection, Workspace, blocks, chunks, compute_dtype
+from .parts import Part
 from .sampled import refusal
 from .teachers import DenseReader, mismatch, positions, read
 
@@ -34,6 +34,7 @@ def vocabulary_loss(
     signals: Mapping[str, LogitSignal],
     parts: Sequence[Part],
     compiled: bool = False,
+    places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scaled sum of all parts, and each part's own sum over positions.
 
@@ -48,6 +49,7 @@ def vocabulary_loss(
         signals: by role; each covers the N positions.
         parts: the terms; at least one.
         compiled: whether to compile the elementwise part (`strategies.fusion`).
+        places: [N] int64 for targets, as `view.View` says.
 
     Returns:
         Scalar float32 `sum of scale * total`, differentiable once; and [len(parts)] float32
@@ -58,8 +60,23 @@ def vocabulary_loss(
             temperature or a term.
     """
     check(hidden.shape[0], targets, signals, parts)
-    plan = _Plan(head, targets, signals, tuple(parts), torch.is_grad_enabled(), compiled)
-    loss, totals = _VocabularyLoss.apply(hidden, head.weight, head.bias, plan)
+    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), compiled, places)
+    loss, totals = _VocabularyLoss.apply(hidden, head.weight, head.bias, head, plan)
+    return loss, totals
+
+
+def logits_loss(
+    logits: Tensor,
+    targets: Tensor,
+    signals: Mapping[str, LogitSignal],
+    parts: Sequence[Part],
+    compiled: bool = False,
+    places: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `vocabulary_loss` for a student whose [N, V] logits are there anyway."""
+    check(logits.shape[0], targets, signals, parts)
+    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), compiled, places)
+    loss, totals = _LogitsLoss.apply(logits, plan)
     return loss, totals
 
 
@@ -80,15 +97,15 @@ def check(
             given = getattr(part, name)
             if isinstance(given, Tensor):
                 counts[f"{name} of {part.kind}"] = given.shape[0]
-        if part.role is None:
-            continue
-        if part.role not in signals:
-            raise ValueError(f"no signal for role {part.role!r}; signals hold {sorted(signals)}")
-        signal = signals[part.role]
-        counts[f"signal of {part.role!r}"] = positions(signal)
-        reason = refusal(part.kind, part.temperature) if isinstance(signal, SampledSignal) else None
-        if reason is not None:
-            raise ValueError(f"role {part.role!r}: {reason}")
+        for role in part.roles:
+            if role not in signals:
+                raise ValueError(f"no signal for role {role!r}; signals hold {sorted(signals)}")
+            signal = signals[role]
+            counts[f"signal of {role!r}"] = positions(signal)
+            drawn = isinstance(signal, SampledSignal)
+            reason = refusal(part.kind, part.temperature) if drawn else None
+            if reason is not None:
+                raise ValueError(f"role {role!r}: {reason}")
     for name, covered in counts.items():
         if covered != count:
             raise ValueError(mismatch(name, covered, count))
@@ -98,26 +115,46 @@ def check(
 class _Plan:
     """The arguments of one pass that autograd need not see."""
 
-    head: Head
     targets: Tensor
     signals: Mapping[str, LogitSignal]
     parts: tuple[Part, ...]
     want_gradients: bool
     compiled: bool
+    places: Tensor | None
+
+    def comparison(
+        self, count: int, width: int, like: Tensor, dtype: torch.dtype, with_gradient: bool
+    ) -> Comparison:
+        """The pass over `count` positions of a student with `width` entries."""
+        roles = list(dict.fromkeys(role for part in self.parts for role in part.roles))
+        signals = {role: self.signals[role] for role in roles}
+        return Comparison(
+            self.parts,
+            self.targets,
+            {role: read(signal, width, dtype) for role, signal in signals.items()},
+            torch.empty(len(self.parts), count, dtype=dtype, device=like.device),
+            with_gradient,
+            fusion.compare_at if self.compiled else compare_at,
+            {role: s.head for role, s in signals.items() if isinstance(s, HiddenSignal)},
+            self.places,
+        )
+
+    def results(self, totals: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Loss and totals in the result's dtype."""
+        scales = torch.tensor([part.scale for part in self.parts], dtype=totals.dtype)
+        loss = (totals * scales.to(totals.device)).sum()
+        return loss.to(dtype), totals.to(dtype)
 
 
 class _VocabularyLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan):
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, plan: _Plan):
         wanted = tuple(plan.want_gradients and needed for needed in ctx.needs_input_grad[:3])
         with torch.autocast(hidden.device.type, enabled=False):
-            totals, gradients = _sweep(hidden, plan, wanted)
+            totals, gradients = _sweep(hidden, head, plan, wanted)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = (hidden.dtype, weight.dtype, None if bias is None else bias.dtype)
-        scales = torch.tensor([part.scale for part in plan.parts], dtype=totals.dtype)
-        loss = (totals * scales.to(totals.device)).sum()
-        result = compute_dtype(hidden, weight)
-        loss, totals = loss.to(result), totals.to(result)
+        loss, totals = plan.results(totals, compute_dtype(hidden, weight))
         ctx.mark_non_differentiable(totals)
         return loss, totals
 
@@ -129,24 +166,44 @@ class _VocabularyLoss(torch.autograd.Function):
             None if gradient is None else gradient.mul_(output_gradients[0]).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *ready, None
+        return *ready, None, None
+
+
+class _LogitsLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, logits: Tensor, plan: _Plan):
+        wanted = plan.want_gradients and ctx.needs_input_grad[0]
+        dtype, count, width = compute_dtype(logits), *logits.shape
+        with torch.autocast(logits.device.type, enabled=False):
+            whole = plan.comparison(count, width, logits, dtype, wanted)
+            # A copy, which becomes the gradient block by block.
+            gradient = logits.detach().to(dtype, copy=True)
+            work = Workspace(dtype, logits.device)
+            for rows in chunks(count, width, logits.device):
+                compare_chunk(whole, rows, None, gradient[rows], work)
+        ctx.save_for_backward(gradient if wanted else None)
+        ctx.dtype = logits.dtype
+        loss, totals = plan.results(_totals(plan.parts, whole.values), dtype)
+        ctx.mark_non_differentiable(totals)
+        return loss, totals
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *output_gradients: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        (gradient,) = ctx.saved_tensors
+        if gradient is None:
+            return None, None
+        return gradient.mul_(output_gradients[0]).to(ctx.dtype), None
 
 
 def _sweep(
-    hidden: Tensor, plan: _Plan, wanted: tuple[bool, ...]
+    hidden: Tensor, head: Head, plan: _Plan, wanted: tuple[bool, ...]
 ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
     """float64 totals [parts], and the wanted gradients by hidden, weight and bias, or None."""
-    head, count = plan.head, hidden.shape[0]
+    count = hidden.shape[0]
     dtype, device = compute_dtype(hidden, head.weight), hidden.device
     student = Projection(head, hidden.dtype, dtype)
-    whole = Comparison(
-        plan.parts,
-        plan.targets,
-        {role: read(plan.signals[role], student.width, dtype) for role in _roles(plan.parts)},
-        torch.empty(len(plan.parts), count, dtype=dtype, device=device),
-        any(wanted),
-        fusion.compare_at if plan.compiled else compare_at,
-    )
+    whole = plan.comparison(count, student.width, hidden, dtype, any(wanted))
     by_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
     by_weight = torch.zeros_like(head.weight, dtype=dtype) if wanted[1] else None
     by_bias = (
@@ -168,11 +225,12 @@ def _sweep(
 
 
 def compare_chunk(
-    whole: Comparison, rows: slice, student: Projection, logits: Tensor, work: Workspace
+    whole: Comparison, rows: slice, student: Projection | None, logits: Tensor, work: Workspace
 ) -> None:
     """Compare `rows` block by block; a wanted gradient replaces their `logits` [C, V].
 
-    The gradient is by the head's matrix product, so before its scale and after its soft cap.
+    The gradient is by the head's matrix product, so before its scale and after its soft cap; by
+    the logits themselves without a `student`.
     """
     theirs = {
         role: reader.logits(rows, work.take(f"teacher {role}", *logits.shape))
@@ -184,12 +242,9 @@ def compare_chunk(
         of_roles = {role: of_role[block] for role, of_role in theirs.items()}
         gradient = compare(whole, inside, logits[block], of_roles)
         if gradient is not None:
-            student.undo_softcap(gradient, logits[block])
+            if student is not None:
+                student.undo_softcap(gradient, logits[block])
             logits[block] = gradient
-
-
-def _roles(parts: Sequence[Part]) -> list[str]:
-    return list(dict.fromkeys(part.role for part in parts if part.role is not None))
 
 
 def _totals(parts: Sequence[Part], values: Tensor) -> Tensor:

@@ -5,18 +5,30 @@ comes through `Outputs.head` and its gradient flows to that parameter. All vocab
 one chunked pass; a term of another kind is an `OwnTerm` beside them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from . import divergences, sampled, schedules, sparse
-from .comparison import Part
-from .contract import Ask, Batch, Outputs, OwnTerm, SampledSignal, Signals, Term, TopKSignal
-from .linear import check, vocabulary_loss
-from .specs import CrossEntropySpec, ObjectiveSpec, TermSpec
-from .teachers import dense_logits
+from . import measuring, schedules
+from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term
+from .linear import logits_loss, vocabulary_loss
+from .measuring import Wanted, measure
+from .parts import Part
+from .specs import (
+    CrossEntropySpec,
+    DivergenceSpec,
+    ImportedTerm,
+    LogitsDistanceSpec,
+    ObjectiveSpec,
+    RoleTerm,
+    TermSpec,
+)
+from .targets import Target
+
+_PART_FIELDS = {field.name for field in fields(Part)}
 
 
 def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
@@ -25,12 +37,63 @@ def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
     `compiled` is that of `linear.vocabulary_loss`.
     """
     seen: dict[str, int] = {}
-    terms = []
+    terms: list[VocabularyTerm] = []
+    others: list[OwnTerm] = []
     for term in spec.terms:
-        seen[term.kind] = seen.get(term.kind, 0) + 1
-        suffix = f"_{seen[term.kind]}" if seen[term.kind] > 1 else ""
-        terms.append(VocabularyTerm(term.kind + suffix, term))
-    return Objective(tuple(terms), compiled=compiled)
+        kind = term.target.rpartition(":")[2] if isinstance(term, ImportedTerm) else term.kind
+        seen[kind] = seen.get(kind, 0) + 1
+        name = f"{kind}_{seen[kind]}" if seen[kind] > 1 else kind
+        if isinstance(term, ImportedTerm):
+            others.append(OutsideTerm(name, term, _imported(term)))
+        else:
+            terms.append(VocabularyTerm(name, term))
+    return Objective(tuple(terms), tuple(others), compiled=compiled)
+
+
+def _imported(spec: ImportedTerm) -> CustomTerm:
+    """The term that a path names.
+
+    Raises:
+        ValueError: it does not import, or takes other arguments.
+    """
+    module, _, name = spec.target.partition(":")
+    try:
+        made = importlib.import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        return made(**spec.arguments)  # type: ignore[operator]
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"the term {spec.target!r} cannot be made ({error}); name module:function of something "
+            "that can be imported, and its arguments"
+        ) from error
+
+
+@dataclass(frozen=True, slots=True)
+class OutsideTerm:
+    """A `CustomTerm` under a name, with the weight of its spec."""
+
+    name: str
+    spec: ImportedTerm
+    inner: CustomTerm
+
+    def asks(self) -> tuple[Ask, ...]:
+        """Logits of the spec's roles."""
+        return tuple(Ask(role) for role in self.spec.served_roles)
+
+    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
+        """The weight."""
+        return {"weight": schedules.value(self.spec.weight, step, total_steps)}
+
+    def count(self, batch: Batch, signals: Signals) -> Tensor:
+        """As the inner term says."""
+        return self.inner.count(batch, signals)
+
+    def total(
+        self, outputs: Outputs, batch: Batch, signals: Signals, numbers: Mapping[str, float]
+    ) -> Tensor:
+        """As the inner term says."""
+        return self.inner.total(outputs, batch, signals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,27 +104,85 @@ class VocabularyTerm:
     spec: TermSpec
 
     def asks(self) -> tuple[Ask, ...]:
-        """The logits of the term's role, if it has one."""
+        """The logits of the term's roles, if it has any."""
         return tuple(Ask(role) for role in self.spec.served_roles)
 
     def numbers(self, step: int, total_steps: int) -> dict[str, float]:
-        """The spec's `scheduled` fields, `weight` first."""
+        """The spec's numbers that may move, `weight` first."""
         return {
-            field: schedules.value(getattr(self.spec, field), step, total_steps)
-            for field in self.spec.scheduled
+            name: schedules.value(number, step, total_steps)
+            for name, number in self.spec.numbers().items()
         }
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
-        """Loss-bearing positions, scalar float32."""
-        return batch.mask.sum().to(torch.float32)
+        """Positions that the term looks at, scalar float32."""
+        asked = self._where()
+        if asked is None:
+            return batch.mask.sum().to(torch.float32)
+        right = measure([asked], batch.kept_targets, signals)[asked]
+        return self._counted(right).sum().to(torch.float32)
 
-    def part(self, numbers: Mapping[str, float], scale: float) -> Part:
-        """The term with this step's numbers, as the shared pass takes it."""
-        if isinstance(self.spec, CrossEntropySpec):
-            return Part(self.spec.kind, scale, label_smoothing=self.spec.label_smoothing)
-        part = Part(self.spec.kind, scale, self.spec.role, numbers["temperature"])
-        own = {name: numbers[name] for name in ("alpha", "beta", "skew") if name in numbers}
-        return replace(part, **own)
+    def measures(self) -> list[Wanted]:
+        """What must be measured before `part`."""
+        spec, found = self.spec, [self._where()]
+        if isinstance(spec, RoleTerm) and spec.weigh_by is not None:
+            found.append(measuring.wanted(spec.weigh_by.measure, spec.role))
+        if isinstance(spec, DivergenceSpec) and spec.temperature_by is not None:
+            found.append(measuring.wanted(spec.temperature_by.measure, spec.role))
+        return [one for one in found if one is not None]
+
+    def part(
+        self,
+        numbers: Mapping[str, float],
+        scale: float,
+        batch: Batch,
+        known: Mapping[Wanted, Tensor],
+    ) -> Part:
+        """The term with this step's numbers and this batch's measures, for the shared pass."""
+        spec = self.spec
+        own = {name: number for name, number in numbers.items() if name in _PART_FIELDS}
+        if isinstance(spec, CrossEntropySpec):
+            return Part(spec.kind, scale, label_smoothing=spec.label_smoothing)
+        assert isinstance(spec, RoleTerm) and not isinstance(spec, ImportedTerm)
+        part = Part(spec.kind, scale, spec.role)  # type: ignore[attr-defined]
+        part = replace(part, **own, target=self._target(numbers))
+        if isinstance(spec, LogitsDistanceSpec):
+            part = replace(part, over=spec.over)
+        if hasattr(spec, "head_mass"):
+            part = replace(part, head_mass=spec.head_mass)  # type: ignore[attr-defined]
+        if isinstance(spec, DivergenceSpec) and spec.temperature_by is not None:
+            by = spec.temperature_by
+            value = known[measuring.wanted(by.measure, spec.role)]
+            base = numbers["temperature"]
+            part = replace(part, temperature=measuring.temperatures(by, base, value, batch))
+        return replace(part, position_weight=self._position_weight(batch, known))
+
+    def _where(self) -> Wanted | None:
+        spec = self.spec
+        if not isinstance(spec, RoleTerm) or spec.where is None:
+            return None
+        return measuring.wanted("role_right", spec.role)
+
+    def _counted(self, right: Tensor) -> Tensor:
+        """[N] 1 where the term looks."""
+        assert isinstance(self.spec, RoleTerm)
+        return right if self.spec.where == "role_right" else 1 - right
+
+    def _position_weight(self, batch: Batch, known: Mapping[Wanted, Tensor]) -> Tensor | None:
+        spec, asked = self.spec, self._where()
+        weight = None if asked is None else self._counted(known[asked])
+        if isinstance(spec, RoleTerm) and spec.weigh_by is not None:
+            value = known[measuring.wanted(spec.weigh_by.measure, spec.role)]
+            factor = measuring.weights(spec.weigh_by, value, batch)
+            weight = factor if weight is None else weight * factor
+        return weight
+
+    def _target(self, numbers: Mapping[str, float]) -> Target | None:
+        if not isinstance(self.spec, RoleTerm) or not self.spec.target:
+            return None
+        prefix = "target."
+        own = {k.removeprefix(prefix): v for k, v in numbers.items() if k.startswith(prefix)}
+        return Target(tuple(self.spec.target), tuple(own.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +246,54 @@ class Objective:
                 cannot answer a temperature.
         """
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
-        parts = [term.part(own[term.name], float(scales[term.name])) for term in self.vocabulary]
-        loss, sums = _vocabulary(outputs, batch.kept_targets, signals, parts, self.compiled)
+        loss, sums = self._vocabulary(outputs, batch, signals, own, scales)
         totals = {term.name: sums[i] for i, term in enumerate(self.vocabulary)}
         for term in self.others:
             total = term.total(outputs, batch, signals, own[term.name])
             loss = loss + float(scales[term.name]) * total
             totals[term.name] = total.detach()
         return loss, totals
+
+    def _vocabulary(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        signals: Signals,
+        numbers: Mapping[str, Mapping[str, float]],
+        scales: Mapping[str, float],
+    ) -> tuple[Tensor, Tensor]:
+        """Scaled sum and [terms] totals, through the head in chunks or from logits as they are."""
+        targets = batch.kept_targets
+        asked = [one for term in self.vocabulary for one in term.measures()]
+        known = measure(asked, targets, signals, outputs) if asked else {}
+        parts = [
+            term.part(numbers[term.name], float(scales[term.name]), batch, known)
+            for term in self.vocabulary
+        ]
+        parts = _sharing_targets(parts)
+        places = batch.places if any(part.target is not None for part in parts) else None
+        if outputs.hidden is not None and outputs.head is not None:
+            return vocabulary_loss(
+                outputs.hidden, outputs.head, targets, signals, parts, self.compiled, places
+            )
+        if outputs.logits is None:
+            raise ValueError(
+                "outputs hold neither (hidden, head) nor logits; the model must give one"
+            )
+        return logits_loss(outputs.logits, targets, signals, parts, self.compiled, places)
+
+
+def _sharing_targets(parts: list[Part]) -> list[Part]:
+    """The same parts, equal targets made one object: the pass computes each object once."""
+    known: list[Target] = []
+    shared = []
+    for part in parts:
+        if part.target is not None:
+            same = next((one for one in known if one == part.target), part.target)
+            known.append(same)
+            part = replace(part, target=same)
+        shared.append(part)
+    return shared
 
 
 def _numbers_of(term: Term, numbers: Mapping[str, float]) -> dict[str, float]:
@@ -142,62 +303,3 @@ def _numbers_of(term: Term, numbers: Mapping[str, float]) -> dict[str, float]:
         for key, number in numbers.items()
         if key.startswith(prefix)
     }
-
-
-def _vocabulary(
-    outputs: Outputs, targets: Tensor, signals: Signals, parts: Sequence[Part], compiled: bool
-) -> tuple[Tensor, Tensor]:
-    """Scaled sum and [parts] totals, through the head in chunks or from logits as they are."""
-    if outputs.hidden is not None and outputs.head is not None:
-        return vocabulary_loss(outputs.hidden, outputs.head, targets, signals, parts, compiled)
-    if outputs.logits is None:
-        raise ValueError("outputs hold neither (hidden, head) nor logits; the model must give one")
-    logits = outputs.logits
-    check(logits.shape[0], targets, signals, parts)
-    sums = [
-        (_dense_values(logits, targets, signals, part) * part.value_factor()).sum()
-        for part in parts
-    ]
-    loss = logits.new_zeros(())
-    for part, total in zip(parts, sums, strict=True):
-        loss = loss + part.scale * total
-    return loss, torch.stack(sums).detach()
-
-
-def _dense_values(logits: Tensor, targets: Tensor, signals: Signals, part: Part) -> Tensor:
-    """[N] values of one part from [N, V] logits softened once, through autograd."""
-    if part.role is None:
-        return divergences.cross_entropy(logits, targets, part.label_smoothing)
-    signal = signals[part.role]
-    if isinstance(signal, SampledSignal):
-        return sampled.sampled_forward_kl(logits, signal)
-    theirs = dense_logits(signal)
-    if theirs is not None:
-        ours, theirs = (side / sparse.column(part.temperature) for side in (logits, theirs))
-    else:
-        assert isinstance(signal, TopKSignal)
-        theirs = sparse.coarse_teacher(signal, part.temperature, logits.shape[1])
-        theirs = theirs.masked_fill(theirs < sparse.ABSENT / 2, -torch.inf)
-        ours = sparse.coarse_student(logits, signal.ids, part.temperature)
-    return _divergence(ours, theirs, part).clamp_min(0.0)
-
-
-def _divergence(ours: Tensor, theirs: Tensor, part: Part) -> Tensor:
-    """[N] at temperature 1."""
-    match part.kind:
-        case "forward_kl":
-            return divergences.forward_kl(ours, theirs)
-        case "reverse_kl":
-            return divergences.reverse_kl(ours, theirs)
-        case "jensen_shannon":
-            return divergences.jensen_shannon(ours, theirs, beta=part.beta)
-        case "skewed_forward_kl":
-            return divergences.skewed_forward_kl(ours, theirs, skew=part.skew)
-        case "skewed_reverse_kl":
-            return divergences.skewed_reverse_kl(ours, theirs, skew=part.skew)
-        case "total_variation":
-            return divergences.total_variation(ours, theirs)
-        case "alpha_beta":
-            return divergences.alpha_beta(ours, theirs, alpha=part.alpha, beta=part.beta)
-        case "cross_entropy":
-            raise AssertionError("labels are not a role")

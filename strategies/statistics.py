@@ -6,14 +6,14 @@ ranks add up; the caller divides.
 C positions of a chunk, N positions, V the student's vocabulary.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from .comparison import Comparison, Part, compare, compare_at
+from .comparison import Comparison, compare, compare_at
 from .contract import Batch, LogitSignal, Outputs
-from .heads import Projection, Workspace, blocks, chunks, compute_dtype
+from .heads import Workspace, blocks, chunks
+from .parts import Part
+from .student import StudentLogits
 from .teachers import CoarseReader, DenseReader, Reader, mismatch, positions, read
 
 CALIBRATION_BINS = 15
@@ -48,10 +48,10 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
     Raises:
         ValueError: outputs, targets and signal cover different numbers of positions.
     """
-    student, width, like = _student_logits(outputs)
-    targets = batch.kept_targets
+    student = StudentLogits(outputs)
+    targets, width, like = batch.kept_targets, student.width, student.like
     _check("targets", targets.shape[0], like.shape[0])
-    work = Workspace(compute_dtype(like), like.device)
+    work = Workspace(student.dtype, like.device)
     sums = _zeros(like.device)
     whole = None
     if signal is not None:
@@ -61,7 +61,7 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
         whole = Comparison((_KL,), targets, {_ROLE: reader}, values, False, compare_at)
         sums |= {name: _zero(like.device) for name in _known(reader)}
     for rows in chunks(like.shape[0], width, like.device):
-        logits = student(rows, work.take("student", rows.stop - rows.start, width))
+        logits = student.write(rows, work.take("student", rows.stop - rows.start, width))
         best = _add_student(sums, logits, targets[rows])
         if whole is not None:
             _add_role(sums, whole, rows, logits, best, work)
@@ -73,21 +73,6 @@ def position_statistics(outputs: Outputs, batch: Batch, signal: LogitSignal | No
 def _check(name: str, count: int, student_count: int) -> None:
     if count != student_count:
         raise ValueError(mismatch(name, count, student_count))
-
-
-def _student_logits(
-    outputs: Outputs,
-) -> tuple[Callable[[slice, Tensor], Tensor], int, Tensor]:
-    """How to write a chunk's logits, their width, and a tensor with N rows."""
-    if outputs.hidden is not None and outputs.head is not None:
-        hidden = outputs.hidden
-        dtype = compute_dtype(hidden, outputs.head.weight)
-        projection = Projection(outputs.head, hidden.dtype, dtype)
-        return lambda rows, out: projection.logits(hidden[rows], out), projection.width, hidden
-    if outputs.logits is None:
-        raise ValueError("outputs hold neither (hidden, head) nor logits; the model must give one")
-    logits = outputs.logits
-    return lambda rows, out: out.copy_(logits[rows]), logits.shape[1], logits
 
 
 def _zeros(device: torch.device) -> Sums:

@@ -49,6 +49,23 @@ def dense_logits(signal: LogitSignal) -> Tensor | None:
             return None
 
 
+def dense_width(signal: LogitSignal, role: str) -> int:
+    """V' of a signal that has every entry.
+
+    Raises:
+        ValueError: it has only some.
+    """
+    match signal:
+        case HiddenSignal():
+            return signal.head.weight.shape[0]
+        case DenseSignal():
+            return signal.logits.shape[1]
+    raise ValueError(
+        f"the signal of role {role!r} has only some entries ({type(signal).__name__}); serve it in "
+        "encoding hidden or full"
+    )
+
+
 class DenseReader:
     """Logits of every entry: encodings `hidden` and `full`, and a top k that keeps everything.
 

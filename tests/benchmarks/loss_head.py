@@ -31,7 +31,7 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from strategies.comparison import Part
+from strategies.parts import Part
 from strategies.contract import Head, HiddenSignal
 from strategies.linear import vocabulary_loss
 

@@ -11,9 +11,9 @@ from loss_oracle import topk_signal
 from torch import Tensor
 
 from strategies import divergences, heads
-from strategies.comparison import Part
 from strategies.contract import DenseSignal, Head, LogitSignal, TopKSignal
 from strategies.linear import vocabulary_loss
+from strategies.parts import Part
 from strategies.schedules import value
 from strategies.specs import (
     CosineSchedule,

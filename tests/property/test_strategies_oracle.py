@@ -8,10 +8,10 @@ from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
 from strategies import heads
-from strategies.comparison import Part
 from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal, Outputs
 from strategies.linear import vocabulary_loss
 from strategies.objective import _vocabulary
+from strategies.parts import Part
 
 LADDER = (0.5, 1.0, 2.0, 3.0)
 FORMS = ("hidden", "dense", "dense with holes", "topk", "topk of all")

@@ -28,8 +28,8 @@ from orchestrator.signals_doctor.findings import Finding
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import Messages
 from strategies import linear
-from strategies.comparison import Part
 from strategies.contract import Head, HiddenSignal, LogitSignal
+from strategies.parts import Part
 from strategies.teachers import DenseReader
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jensen_shannon", "total_variation", "alpha_beta")
@@ -241,7 +241,7 @@ def test_targets_that_are_not_shifted_are_found_by_position(
     def unshifted(*arguments: Any) -> NumpyBatch:
         batch = collate(*arguments)
         learned = batch.targets >= 0
-        batch.targets[learned] = batch.input_ids[learned]
+        batch.targets[learned] = batch.inputs["input_ids"][learned]
         return batch
 
     for module in (alignment, specimen):
@@ -261,7 +261,7 @@ def test_a_mask_that_teaches_the_prompt_is_found(
         batch = collate(*arguments)
         inside = batch.sample_index[:, 1:] == batch.sample_index[:, :-1]
         inside &= batch.sample_index[:, 1:] >= 0
-        batch.targets[:, :-1][inside] = batch.input_ids[:, 1:][inside]
+        batch.targets[:, :-1][inside] = batch.inputs["input_ids"][:, 1:][inside]
         return batch
 
     file = house.root / "one.jsonl"

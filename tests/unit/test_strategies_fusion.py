@@ -9,9 +9,9 @@ from loss_oracle import topk_signal
 from torch import Tensor
 
 from strategies import fusion
-from strategies.comparison import Part
 from strategies.contract import DenseSignal, Head
 from strategies.linear import vocabulary_loss
+from strategies.parts import Part
 
 N, VOCABULARY = 5, 11
 

@@ -10,9 +10,9 @@ from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
 from strategies import comparison, heads, linear
-from strategies.comparison import Part
 from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal
 from strategies.linear import vocabulary_loss
+from strategies.parts import Part
 
 N, WIDTH, VOCABULARY, KEPT = 11, 6, 23, 5
 LADDER = (1.0, 2.5)
@@ -427,7 +427,7 @@ def test_a_bucket_of_the_student_below_float32_is_summed_anew() -> None:
 
 PEAK = r"""
 import re, torch
-from strategies.comparison import Part
+from strategies.parts import Part
 from strategies.contract import Head, HiddenSignal, SampledSignal, TopKSignal
 from strategies.linear import vocabulary_loss
 
@@ -473,12 +473,15 @@ def test_logits_of_all_positions_never_exist_at_once() -> None:
 
 FAULTS = r"""
 import resource, torch
-from strategies.comparison import Asked, Dense, Part, compare_at
+from strategies.comparison import Asked, Dense, compare_at
+from strategies.parts import Part
 from strategies.heads import Workspace
 
 torch.set_num_threads(1)
 student, teacher = torch.randn(4, 32768), torch.randn(4, 32768)
-asked = [Asked(Part("jensen_shannon", 1.0, "teacher"), 1.0, Dense(teacher, False), True)]
+labels = torch.zeros(4, 1, dtype=torch.int64)
+part = Part("jensen_shannon", 1.0, "teacher")
+asked = [Asked(part, 1.0, Dense(teacher, False, "teacher"), labels, True)]
 def faults_of_a_block():
     for _ in range(3):
         compare_at(student, 1.0, asked)

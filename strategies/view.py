@@ -1,0 +1,45 @@
+"""What transforms and measures see of a few positions. Plain torch.
+
+b positions, V the student's vocabulary.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .contract import Head
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Logits and labels of b positions; read only. Nothing of it carries a gradient.
+
+    A role's logits are those of its answer, -inf where it lacks an entry of the student's.
+    """
+
+    labels: Tensor  # [b] int64
+    student: Tensor  # [b, V]
+    roles: Mapping[str, Tensor]  # by role [b, V]
+    heads: Mapping[str, Head]  # of the roles that have one at hand
+    temperature: float | Tensor  # of the term: a number, or [b, 1]
+    places: Tensor  # [b] int64: equal for the same position of the same sample, whenever it comes
+
+    def role(self, name: str) -> Tensor:
+        """[b, V] logits of a role."""
+        return self.roles[name]
+
+
+Transform = Callable[[View, Tensor], Tensor]
+"""(view, logits [b, V] of the role so far) -> logits [b, V] to learn from."""
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """[b, V] log-probabilities at temperature 1; -inf stays -inf."""
+    return torch.log_softmax(logits, 1)
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """[b] int64."""
+    return logits.argmax(1)
