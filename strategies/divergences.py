@@ -1,7 +1,7 @@
 """Divergences between two vocabularies' distributions at every position: the readable definition.
 
-Plain torch, differentiable, float32 or better. Classifiers and the tests use these; language
-models use the same formulas in chunks (`strategies.linear`).
+Plain torch, differentiable, float32 or better, for terms of one's own and for the tests; jobs take
+the same formulas in chunks (`strategies.linear`).
 
 `V` is the vocabulary (or classes). The teacher is a constant. Widths may differ: entries beyond
 the student's width are cut from the teacher, which is renormalised; entries the teacher lacks

@@ -8,9 +8,8 @@ from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
 from strategies import heads
-from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal, Outputs
-from strategies.linear import vocabulary_loss
-from strategies.objective import _vocabulary
+from strategies.contract import DenseSignal, Head, HiddenSignal, LogitSignal
+from strategies.linear import logits_loss, vocabulary_loss
 from strategies.parts import Part
 
 LADDER = (0.5, 1.0, 2.0, 3.0)
@@ -142,9 +141,8 @@ def test_the_chunked_pass_gives_the_oracles_value_and_gradient(case: dict, numbe
 def test_logits_as_outputs_give_the_oracles_value_and_gradient(case: dict, numbers: dict) -> None:
     drawn = Drawn(case)
     logits = drawn.normal(case["count"], case["width"]).requires_grad_()
-    outputs, signals = Outputs(logits=logits), {"teacher": drawn.signal}
     part = drawn.part(0.7, numbers)
-    loss, _ = _vocabulary(outputs, drawn.targets, signals, [part], False)
+    loss, _ = logits_loss(logits, drawn.targets, {"teacher": drawn.signal}, [part])
     _assert_equal(loss, 0.7 * drawn.wanted(logits, numbers), (logits,), case)
 
 
@@ -233,10 +231,12 @@ def test_draws_give_the_value_and_gradient_of_their_own_cross_entropy(case: dict
                 want = want - weight * share * log_q[n, entry]
     (wanted,) = torch.autograd.grad(want, logits)
     hidden = logits.detach().float().requires_grad_()
-    outputs = (Outputs(hidden=hidden, head=Head(torch.eye(case["width"]))), Outputs(logits=hidden))
     part = Part("forward_kl", 1.0, "teacher", position_weight=drawn.weight)
-    for given_as in outputs:
-        loss, _ = _vocabulary(given_as, drawn.targets, {"teacher": signal}, [part], False)
+    given, parts = {"teacher": signal}, [part]
+    for loss in (
+        vocabulary_loss(hidden, Head(torch.eye(case["width"])), drawn.targets, given, parts)[0],
+        logits_loss(hidden, drawn.targets, given, parts)[0],
+    ):
         assert loss.item() == pytest.approx(want.item(), rel=1e-5, abs=2e-5)
         (gradient,) = torch.autograd.grad(loss, hidden)
         torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-5)
