@@ -35,7 +35,7 @@ _COUNTS = (
     ("consumed", "consumed"),
     ("redispatched", "sent again elsewhere"),
     ("restarts", "restarts of replicas"),
-    ("replayed", "replayed after a restart"),
+    ("replayed_steps", "steps done again after a restart"),
     ("failed", "given up"),
     ("refused", "refused by a full replica"),
     ("late_dropped", "late answers dropped"),

@@ -47,6 +47,7 @@ class Cache:
 
     def __init__(self, handle: CacheHandle, starts: Sequence[Any]) -> None:
         self.handle, self._starts = handle, list(starts)
+        self._complaints: list[str] = []
 
     @classmethod
     def open(cls, path: str, max_bytes: int) -> "Cache":
@@ -57,11 +58,11 @@ class Cache:
             for node in ray.nodes()
             if node["Alive"]
         )
-        starts = [_owner_actor(owner, path, max_bytes).start.remote() for owner in owners]
+        starts = [_owner_actor(owner, path, max_bytes).start.remote(max_bytes) for owner in owners]
         return cls(CacheHandle(path, owners), starts)
 
     def complaints(self) -> list[str]:
-        """Wait for the owners; why any of them cannot keep records. Each is told once.
+        """Wait for the owners; why any of them cannot keep records.
 
         Raises:
             SpecError: the directory is of another format version, or no directory.
@@ -72,7 +73,8 @@ class Cache:
             busy = ray.get(starts, timeout=START_S)
         except RayError as error:
             raise translated(error, "cache", "open") from error
-        return [reason for reason in busy if reason is not None]
+        self._complaints += [reason for reason in busy if reason is not None]
+        return self._complaints
 
     def stats(self) -> dict[str, int]:
         """Counts of the owners' stores in their present life, summed; see `CacheStats`."""
@@ -228,8 +230,14 @@ class CacheLink:
         """Publish what was put."""
         with self._lock:
             handed, self._handed = self._handed, []
-        ray.get(handed, timeout=SILENCE_S)  # first: an owner's calls may overtake each other
-        ray.get([actor.flush.remote() for actor in self._every()], timeout=SILENCE_S)
+        # Puts first: an owner's calls may overtake each other.
+        for ref in [*handed, *(actor.flush.remote() for actor in self._every())]:
+            try:
+                ray.get(ref, timeout=SILENCE_S)
+            except RayTaskError:
+                raise
+            except RayError as error:  # the actor or its node: the next question meets that too
+                log.warning("an owner has not said what became of records: %s", error)
 
     def close(self) -> None:
         """Stop. Claims still held lapse."""

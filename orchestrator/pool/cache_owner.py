@@ -3,6 +3,9 @@
 Calls run on one event loop, so claims need no lock; the store works on one thread beside it. The
 order is always claim first, then look: a key found in the store gives its claim back at once. So
 between a look and a claim nothing can slip through, and no key is computed twice.
+
+An owner outlives the job that started it. So each job says its limit anew, and a directory that was
+refused, or that another session wrote to, is tried again.
 """
 
 import asyncio
@@ -11,11 +14,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray
 
 from orchestrator.errors import CacheBusy, SpecError
+from orchestrator.signals.cache.guest import Guest
+from orchestrator.signals.cache.notes import read_note, write_note
 from orchestrator.signals.cache.records import CacheRecord, RoleCard
 from orchestrator.signals.cache.store import Place, Store
 
@@ -31,7 +36,11 @@ LEFT_FREE = 1 << 30
 IDLE_S = 600.0
 """An owner that no client has spoken to for this long ends, and with it the directory's lock."""
 
+LIMIT_NOTE = "max-bytes"
+"""Where an owner that Ray starts again finds the limit that came last."""
+
 T = TypeVar("T")
+Shelf = Store | Guest
 
 
 class CacheOwner:
@@ -39,7 +48,7 @@ class CacheOwner:
 
     Args:
         path: the directory.
-        max_bytes: its limit.
+        max_bytes: its limit, until `start` says another.
     """
 
     def __init__(self, path: str, max_bytes: int) -> None:
@@ -50,28 +59,25 @@ class CacheOwner:
         self._changed = asyncio.Condition()
         self._spoken = time.monotonic()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.busy: str | None = None
-        self._store: Store | None = None
-        self._error: SpecError | None = None
+        self._store: Shelf | None = None
+        self._max_bytes = _limit_before(path, max_bytes)
         try:
-            self._store = Store.open(path, max_bytes, left_free=LEFT_FREE)
-        except CacheBusy as error:
-            # Another session on this machine writes here. Questions in flight are still shared.
+            self._open()
+        except SpecError as error:  # `start` tries again and tells: from here Ray would only retry
             log.warning("%s", error)
-            self.busy = str(error)
-        except SpecError as error:  # raised by `start`: from here Ray would only retry it
-            self._error = error
 
-    async def start(self) -> str | None:
+    async def start(self, max_bytes: int) -> str | None:
         """Begin to look after the store; why nothing is kept here, or None.
+
+        Args:
+            max_bytes: the limit from now on, whoever set another before.
 
         Raises:
             SpecError: the directory cannot be used.
         """
-        if self._error is not None:
-            raise self._error
         self._speak()
-        return self.busy
+        self._max_bytes = max_bytes
+        return await self._on_thread(self._open)
 
     async def claim(
         self, holder: Holder, wants: Sequence[Want], inline: bool, wait_s: float
@@ -100,8 +106,7 @@ class CacheOwner:
     async def put(self, records: Sequence[CacheRecord]) -> None:
         """Keep records, and tell who waits for them."""
         try:
-            if self._store is not None:
-                await self._in_store(self._store.put, records)
+            await self._in_store(lambda store: store.put(records), None)
         finally:  # whoever waits must not wait for a record that could not be kept
             await self._settled([record.key for record in records])
 
@@ -112,8 +117,7 @@ class CacheOwner:
 
     async def forget(self, keys: Sequence[bytes]) -> None:
         """A reader found these records damaged."""
-        if self._store is not None:
-            await self._in_store(self._store.forget, keys)
+        await self._in_store(lambda store: store.forget(keys), None)
 
     async def missing(self, wants: Sequence[Want]) -> list[int]:
         """Places in `wants` of what the store does not hold. Claims nothing."""
@@ -131,17 +135,16 @@ class CacheOwner:
 
     async def put_role(self, card: RoleCard) -> None:
         """Keep what a student needs of a role besides its signals."""
-        if self._store is not None:
-            await self._in_store(self._store.put_role, card)
+        await self._in_store(lambda store: store.put_role(card), None)
 
     async def flush(self) -> None:
         """Publish what is in memory."""
-        if self._store is not None:
-            await self._in_store(self._store.flush)
+        await self._in_store(lambda store: store.flush(), None)
 
     async def stats(self) -> dict[str, int]:
         """Counts of the store, and claims open."""
-        stats = {} if self._store is None else await self._in_store(self._store.stats_dict)
+        nothing: dict[str, int] = {}
+        stats = await self._in_store(lambda store: store.stats_dict(), nothing)
         return {**stats, "claims": len(self._claims)}
 
     async def pid(self) -> int:
@@ -149,6 +152,34 @@ class CacheOwner:
         return os.getpid()
 
     # --- inside ----------------------------------------------------------------------------------
+
+    def _open(self) -> str | None:
+        """Write to the directory, or else read it; why it is not written, or None.
+
+        Raises:
+            SpecError: the directory cannot be used.
+        """
+        if isinstance(self._store, Store):
+            self._store.limit_to(self._max_bytes)
+        else:
+            try:
+                store = Store.open(self._path, self._max_bytes, left_free=LEFT_FREE)
+            except CacheBusy as error:
+                # Another session on this machine writes here. Questions in flight are shared too.
+                self._store = self._store or Guest(self._path)
+                return f"{error}. Until then its records are read here, and no new ones are kept"
+            before, self._store = self._store, store
+            if before is not None:
+                before.close()
+        _note_limit(self._path, self._max_bytes)
+        return None
+
+    def _tend(self) -> None:
+        """Publish what is in memory; write where another session did, once that has ended."""
+        if isinstance(self._store, Guest):
+            self._open()
+        elif self._store is not None:
+            self._store.flush()
 
     def _speak(self) -> None:
         """Somebody is there. Ray starts an owner again without telling it, so look here too."""
@@ -180,23 +211,18 @@ class CacheOwner:
         return verdicts
 
     async def _found(self, wants: Sequence[Want]) -> list[Place | CacheRecord | None]:
-        if self._store is None:
-            return [None] * len(wants)
-        return await self._in_store(self._store.find, [want.key for want in wants])
+        keys = [want.key for want in wants]
+        nothing: list[Place | CacheRecord | None] = [None] * len(keys)
+        return await self._in_store(lambda store: [*store.find(keys)], nothing)
 
     async def _inlined(self, verdicts: list[Verdict], wants: Sequence[Want]) -> list[Verdict]:
         """Places become records; one that cannot be read becomes somebody's to compute."""
-        store = self._store
-        assert store is not None or not any(isinstance(v, Place) for v in verdicts)
         answered: list[Verdict] = []
         for verdict, want in zip(verdicts, wants, strict=True):
-            if not isinstance(verdict, Place) or store is None:
+            if isinstance(verdict, Place):
+                answered.append(await self._in_store(_reading(want.key, verdict), Theirs()))
+            else:
                 answered.append(verdict)
-                continue
-            record = await self._in_store(store.reader.read, want.key, verdict)
-            if record is None:
-                await self._in_store(store.forget, [want.key])
-            answered.append(Theirs() if record is None else record)  # asked again, it is a miss
         return answered
 
     async def _settled(self, keys: Sequence[bytes]) -> None:
@@ -207,18 +233,55 @@ class CacheOwner:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _in_store(self, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+    async def _in_store(self, call: Callable[[Shelf], T], otherwise: T) -> T:
+        """What the store says, as it is when its thread comes to it; `otherwise` without one."""
+        return await self._on_thread(
+            lambda: otherwise if self._store is None else call(self._store)
+        )
+
+    async def _on_thread(self, call: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     async def _look_after(self) -> None:
         while True:
             await asyncio.sleep(FLUSH_S)
             try:
-                await self.flush()
+                await self._on_thread(self._tend)
             except Exception:
-                log.exception("the records in memory could not be published; trying again")
+                log.exception("%s could not be looked after; trying again", self._path)
             if time.monotonic() - self._spoken > IDLE_S:
-                if self._store is not None:
-                    await self._in_store(self._store.close)
+                await self._in_store(lambda store: store.close(), None)
                 # Not `exit_actor`, which takes effect at the next call only: that of a new job.
                 ray.kill(ray.get_runtime_context().current_actor)
+
+
+def _reading(key: bytes, place: Place) -> Callable[[Shelf], Verdict]:
+    """The record at a place; asked again, one that cannot be read is a miss."""
+
+    def read(store: Shelf) -> Verdict:
+        record = store.reader.read(key, place)
+        if record is None:
+            store.forget([key])
+        return Theirs() if record is None else record
+
+    return read
+
+
+def _limit_before(path: str, max_bytes: int) -> int:
+    """The limit that came last, if Ray started this owner again; it knows the first one only."""
+    if not (ray.is_initialized() and ray.get_runtime_context().was_current_actor_reconstructed):
+        return max_bytes
+    try:
+        return int(read_note(path, LIMIT_NOTE) or max_bytes)
+    except (OSError, ValueError) as error:
+        log.warning(
+            "the newest limit of %s cannot be told, so it is %d: %s", path, max_bytes, error
+        )
+        return max_bytes
+
+
+def _note_limit(path: str, max_bytes: int) -> None:
+    try:
+        write_note(path, LIMIT_NOTE, str(max_bytes))
+    except OSError as error:  # a full disk
+        log.warning("should this owner start again, it will not know its limit: %s", error)

@@ -102,14 +102,13 @@ class PoolClient:
         with self._changed:
             return dispatch.has_room(self._state)
 
-    def submit(self, request: Request, *, replayed: bool = False) -> None:
+    def submit(self, request: Request) -> None:
         """Ask. Returns at once; beyond the window the request is held back here, in order.
 
         The first call for a role waits until the role is ready, to know the size of its answers.
 
         Args:
             request: its `request_id` may come again only after `result` gave its answer.
-            replayed: this work was done before and is done again after a failure; only counted.
 
         Raises:
             ValueError: the id is in use.
@@ -127,9 +126,7 @@ class PoolClient:
                 raise ValueError(f"request {request.request_id} is in use; use a new id")
             self._requests[request.request_id] = request
             self._apply(
-                dispatch.Submitted(
-                    time.monotonic(), request.request_id, request.role, nbytes, replayed
-                )
+                dispatch.Submitted(time.monotonic(), request.request_id, request.role, nbytes)
             )
         self._inbox.put(None)  # deadlines have changed
 

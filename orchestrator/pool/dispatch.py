@@ -69,7 +69,6 @@ class Counts:
     redispatched: int = 0  # sends repeated after a loss, a late answer or an error
     refused: int = 0  # sends that a full replica refused
     late_dropped: int = 0  # answers after the first
-    replayed: int = 0  # of `asked`: work that the caller says it did before
 
 
 class Phase(Enum):
@@ -133,7 +132,6 @@ class Submitted:
     request_id: str
     role: str
     nbytes: int
-    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,11 +347,7 @@ def _submit(state: ClientState, event: Submitted) -> ClientState:
     # Sends of an earlier life of this id may still be out: go on counting where they stopped.
     used = max((attempt for name, attempt in state.sends if name == event.request_id), default=0)
     work = Work(event.request_id, event.role, event.nbytes, event.now, attempt=used)
-    counts = replace(
-        state.counts,
-        asked=state.counts.asked + 1,
-        replayed=state.counts.replayed + event.replayed,
-    )
+    counts = replace(state.counts, asked=state.counts.asked + 1)
     return replace(state, works={**state.works, work.request_id: work}, counts=counts)
 
 

@@ -73,6 +73,28 @@ def missing_samples(link: CacheLink, part: Needed, fingerprint: str) -> list[int
     return missing
 
 
+def check_room(max_bytes: int, owners: int, parts: Sequence[tuple[str, int]]) -> None:
+    """Refuse to label what could never be in the cache all at once.
+
+    Args:
+        max_bytes: the cache's limit on each node.
+        owners: nodes over which records are spread.
+        parts: what is to be labelled, and the bytes of its answers, those that are there included.
+
+    Raises:
+        SpecError: names each part with its bytes.
+    """
+    total, room = sum(nbytes for _, nbytes in parts), max_bytes * owners
+    if total > room:
+        told = ", ".join(f"{nbytes} for {what}" for what, nbytes in parts)
+        nodes = "" if owners == 1 else f" on each of {owners} nodes"
+        raise SpecError(
+            "cache.max_bytes",
+            f"is {max_bytes}{nodes}, and all that is to be labelled takes {total} bytes ({told})",
+            f"Raise it to {-(-total // owners)} and some more, or choose a smaller encoding",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class LabelJob:
     """What a labeller is told."""
@@ -110,7 +132,7 @@ class Labeller:
         """Fill the cache; says how far it is about once a second.
 
         Raises:
-            SpecError: what is missing does not fit the cache.
+            SpecError: the answers do not all fit the cache; nothing was asked then.
             StillhouseError: the pool could not answer.
         """
         job, spec = self._job, self._job.spec
@@ -120,8 +142,15 @@ class Labeller:
             self._link.put_role(RoleCard(self._source.describe(role), heads[role]))
         parts = needed(spec, data, {role: head is not None for role, head in heads.items()})
         try:
-            for index, part in enumerate(parts):
-                yield from self._part(index, part)
+            lacking = [missing_samples(self._link, p, job.fingerprints[p.role]) for p in parts]
+            if any(lacking):
+                sizes = [
+                    (f"{p.role} on {len(p.samples)} samples", self._nbytes(p, p.samples))
+                    for p in parts
+                ]
+                check_room(spec.cache.max_bytes, len(job.cache.owners), sizes)
+            for index, (part, missing) in enumerate(zip(parts, lacking, strict=True)):
+                yield from self._part(index, part, missing)
             self._link.flush()
             for part in parts:
                 left = missing_samples(self._link, part, self._job.fingerprints[part.role])
@@ -133,19 +162,14 @@ class Labeller:
         finally:
             self._source.close()
 
-    def _part(self, index: int, part: Needed) -> Iterator[Labelled]:
-        missing = missing_samples(self._link, part, self._job.fingerprints[part.role])
-        lengths = part.store.lengths
-        positions = sum(int(part.store.loss_mask(i)[1:].sum()) for i in missing)
-        tokens = int(lengths[missing].sum()) if missing else 0
-        nbytes = positions * position_bytes(part.ask, self._source.describe(part.role))
-        limit = self._job.spec.cache.max_bytes
-        if nbytes > limit:
-            raise SpecError(
-                "cache.max_bytes",
-                f"is {limit}, and what {part.role} has still to say takes {nbytes} bytes",
-                "Raise it, or choose a smaller encoding",
-            )
+    def _nbytes(self, part: Needed, samples: Sequence[int]) -> int:
+        """Bytes of the answers about some samples."""
+        positions = sum(int(part.store.loss_mask(i)[1:].sum()) for i in samples)
+        return positions * position_bytes(part.ask, self._source.describe(part.role))
+
+    def _part(self, index: int, part: Needed, missing: Sequence[int]) -> Iterator[Labelled]:
+        tokens = int(part.store.lengths[missing].sum()) if missing else 0
+        nbytes = self._nbytes(part, missing)
         began, done, done_tokens = time.monotonic(), 0, 0
 
         def told(seconds_left: float | None) -> Labelled:

@@ -21,7 +21,7 @@ class FakeClient:
         """Whether fewer requests are open than the window holds."""
         return len(self.open) < self.window
 
-    def submit(self, request: Request, *, replayed: bool = False) -> None:
+    def submit(self, request: Request) -> None:
         """Keep the request."""
         assert request.request_id not in self.open
         self.asked.append(request.request_id)

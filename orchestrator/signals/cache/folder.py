@@ -8,6 +8,7 @@ notes/            see `notes`
 index.sqlite*     where each record lies; made anew from the segments when it is lost
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -101,7 +102,8 @@ def segment_sizes(path: Path) -> dict[str, int]:
     with os.scandir(path / SEGMENTS) as entries:
         for entry in entries:
             if sequence_of(entry.name) is not None:
-                sizes[entry.name] = entry.stat().st_size
+                with contextlib.suppress(FileNotFoundError):  # evicted while we look
+                    sizes[entry.name] = entry.stat().st_size
     return dict(sorted(sizes.items()))
 
 

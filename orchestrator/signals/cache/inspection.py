@@ -8,13 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
 from . import folder
 from .roles import load_card
-from .segments import SCHEMA, scan_segment
-
-_BRIEF = [name for name in SCHEMA.names if name != "payload"]
+from .segments import brief_batches, scan_segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +64,17 @@ def summary(path: Path) -> Summary:
     sizes = folder.segment_sizes(path)
     for name in list(sizes):
         try:
-            batches = _brief(path / folder.SEGMENTS / name)
+            batches = brief_batches(path / folder.SEGMENTS / name)
         except FileNotFoundError:
             del sizes[name]
             continue
-        except (pa.ArrowException, OSError, ValueError, KeyError):
+        except ValueError:
             unreadable.append(name)
             continue
         for batch in batches:
-            columns = [batch.column(name).to_pylist() for name in _BRIEF[:3]]
-            bitmaps = batch.column("positions").to_pylist()
-            for key, fingerprint, ask, bitmap in zip(*columns, bitmaps, strict=True):
+            names = ("key", "fingerprint", "ask", "positions")
+            columns = (batch.column(name).to_pylist() for name in names)
+            for key, fingerprint, ask, bitmap in zip(*columns, strict=True):
                 held = counts.setdefault((fingerprint, ask), {})
                 held[key] = int.from_bytes(bitmap, "little").bit_count()
     cards = [file.stat().st_size for file in (path / folder.ROLES).glob("*.arrow")]
@@ -94,18 +90,6 @@ def summary(path: Path) -> Summary:
             for form, records in sorted(counts.items())
         ),
     )
-
-
-def _brief(path: Path) -> list[pa.RecordBatch]:
-    """All columns but the payload, which is not read."""
-    chosen = [SCHEMA.get_field_index(name) for name in _BRIEF]
-    with pa.OSFile(str(path)) as source:
-        options = pa.ipc.IpcReadOptions(included_fields=chosen)
-        reader = pa.ipc.open_file(source, options=options)
-        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
-    for batch in batches:
-        batch.validate(full=True)
-    return batches
 
 
 def verify(path: Path) -> Iterator[tuple[str, list[Damage]]]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from .codec import checksum
+from .codec import checksum, layout_of, payload_bytes
 from .keys import KEY_BYTES
 from .records import Place
 
@@ -38,6 +38,8 @@ SCHEMA = pa.schema(
     metadata={"stillhouse": "signals 1"},
 )
 TEMPORARY = ".writing-"
+_BRIEF = SCHEMA.remove(SCHEMA.get_field_index("payload"))
+_OF_PLACE = ("positions", "start", "length", "fingerprint", "ask", "layout", "checksum")
 _NAME = re.compile(r"(\d{12})-[0-9a-f]{16}\.arrow")
 
 Rows = Sequence[tuple[bytes, Place]]
@@ -157,6 +159,70 @@ def scan_segment(path: Path, name: str | None = None) -> Scan:
             else:
                 damaged.append(key)
     return Scan(rows, tuple(damaged))
+
+
+def brief_batches(path: Path) -> list[pa.RecordBatch]:
+    """All columns but the payload, which is not read.
+
+    Raises:
+        FileNotFoundError: it is gone, e.g. evicted.
+        ValueError: it cannot be read as a segment.
+    """
+    chosen = [SCHEMA.get_field_index(name) for name in _BRIEF.names]
+    try:
+        with pa.OSFile(str(path)) as source:
+            options = pa.ipc.IpcReadOptions(included_fields=chosen)
+            reader = pa.ipc.open_file(source, options=options)
+            if not reader.schema.equals(_BRIEF):
+                raise ValueError("its columns are not those of a signal segment")
+            batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        for batch in batches:
+            batch.validate(full=True)
+            if any(column.null_count for column in batch.columns):
+                raise ValueError("it has empty fields")
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
+    return batches
+
+
+def brief_rows(path: Path) -> Rows:
+    """The rows of a segment, unchecked, without a look at their payloads.
+
+    Payloads lie end to end before the file's end mark and footer, and a layout tells how long each
+    is. A file for which that does not hold gives places whose checksums will not agree.
+
+    Raises:
+        FileNotFoundError: it is gone, e.g. evicted.
+        ValueError: it cannot be read as a segment.
+    """
+    batches = brief_batches(path)
+    if len(batches) != 1:
+        raise ValueError(f"it has {len(batches)} batches, and a segment has one")
+    (batch,) = batches
+    columns = {name: batch.column(name).to_pylist() for name in _BRIEF.names}
+    counts = (int.from_bytes(held, "little").bit_count() for held in columns["positions"])
+    lengths = [
+        payload_bytes(layout_of(layout), count)
+        for layout, count in zip(columns["layout"], counts, strict=True)
+    ]
+    offset = _payload_end(path) - sum(lengths)
+    rows: list[tuple[bytes, Place]] = []
+    for row, length in enumerate(lengths):
+        rest = (columns[name][row] for name in _OF_PLACE)
+        rows.append((columns["key"][row], Place(path.name, offset, length, *rest)))
+        offset += length
+    return rows
+
+
+def _payload_end(path: Path) -> int:
+    """Where the last buffer of an Arrow file's last batch ends: before end mark and footer."""
+    tail = 10  # the footer's length, int32, and the 6 bytes of the format's name
+    with path.open("rb") as file:
+        end = file.seek(-tail, os.SEEK_END)
+        footer = int.from_bytes(file.read(4), "little")
+    return end - footer - 8
 
 
 def _batches(data: bytes) -> list[pa.RecordBatch]:

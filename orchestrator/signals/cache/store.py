@@ -208,6 +208,21 @@ class Store:
 
     # --- for whoever looks after the directory ---------------------------------------------------
 
+    def limit_to(self, max_bytes: int) -> None:
+        """From now on the segment files together take at most so many bytes."""
+        with self._writing, self._state:
+            if max_bytes == self._max_bytes:
+                return
+            log.info(
+                "the limit of %s is now %d bytes, was %d", self.path, max_bytes, self._max_bytes
+            )
+            self._max_bytes = max_bytes
+            try:
+                if self._catalogue.make_room(0, max_bytes):
+                    self.reader.close()  # an open file would keep its room on disk
+            except OSError as error:
+                self._complain(error)
+
     def room(self) -> int:
         """Bytes left below the limit."""
         with self._state:
