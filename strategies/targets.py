@@ -209,18 +209,18 @@ def normal_entropy(log: Tensor) -> Tensor:
 def _normals(places: Tensor, entries: int, seed: int) -> Tensor:
     """[b, entries] float32 standard normals by Box-Muller from a hash of (seed, place, entry)."""
     entry = torch.arange(entries, device=places.device)
-    start = _mixed_bits(places + seed * 0x9E3779B97F4A7C1)
-    first = _uniform(_mixed_bits(start.unsqueeze(1) + 2 * entry + 1))
-    second = _uniform(_mixed_bits(start.unsqueeze(1) + 2 * entry + 2))
+    start = mixed_bits(places + seed * 0x9E3779B97F4A7C1)
+    first = uniform(mixed_bits(start.unsqueeze(1) + 2 * entry + 1))
+    second = uniform(mixed_bits(start.unsqueeze(1) + 2 * entry + 2))
     return ((-2 * first.log()).sqrt() * torch.cos(2 * math.pi * second)).float()
 
 
-def _uniform(bits: Tensor) -> Tensor:
+def uniform(bits: Tensor) -> Tensor:
     """(0, 1) float64 from 53 of the 64 bits."""
     return ((bits >> 11) & ((1 << 53) - 1)).double().add(0.5) / 2.0**53
 
 
-def _mixed_bits(z: Tensor) -> Tensor:
+def mixed_bits(z: Tensor) -> Tensor:
     """The finaliser of SplitMix64 in wrapping int64 arithmetic. OOPSLA 2014, Steele et al."""
     z = (z ^ _shifted(z, 30)) * -0x40A7B892E31B1A47
     z = (z ^ _shifted(z, 27)) * -0x6B2FB644ECCEEE15

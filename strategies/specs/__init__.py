@@ -9,6 +9,9 @@ from .measures import Measure as Measure
 from .measures import TemperatureBySpec as TemperatureBySpec
 from .measures import WeighBySpec as WeighBySpec
 from .objective import ObjectiveSpec as ObjectiveSpec
+from .samples import CondenseSpec as CondenseSpec
+from .samples import HookSpec as HookSpec
+from .samples import SelectSpec as SelectSpec
 from .schedules import ConstantSchedule as ConstantSchedule
 from .schedules import CosineSchedule as CosineSchedule
 from .schedules import LinearSchedule as LinearSchedule
