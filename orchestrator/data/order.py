@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .membership import Membership
 from .pack import Row, pack
 from .store import SampleStore
 
@@ -37,18 +38,25 @@ class Order:
 
     Args:
         store: its version and lengths decide the rows; no token is read.
-        context: tokens in a row.
+        context: tokens in a row; None: a row is one sample, however long.
         global_batch: rows of a step over all ranks.
         seed: of the job.
         packing: several samples may share a row.
+        membership: which samples an epoch holds; None: each holds all.
     """
 
     def __init__(
-        self, store: SampleStore, context: int, global_batch: int, seed: int, packing: bool
+        self,
+        store: SampleStore,
+        context: int | None,
+        global_batch: int,
+        seed: int,
+        packing: bool,
+        membership: Membership | None = None,
     ) -> None:
         if not len(store):
             raise ValueError("an order needs at least one sample; the store is empty")
-        if store.lengths.max() > context:
+        if context is not None and store.lengths.max() > context:
             raise ValueError(
                 f"a sample has {store.lengths.max()} tokens, above the context of {context}; "
                 "prepare the data with this context"
@@ -56,15 +64,19 @@ class Order:
         self._lengths, self._version = store.lengths, store.version
         self._context, self._global_batch = context, global_batch
         self._seed, self._packing = seed, packing
+        self._membership = Membership(len(store)) if membership is None else membership
         self._epochs: OrderedDict[int, list[Row]] = OrderedDict()
         self._ends: list[int] = []  # the step after each epoch's last, as far as counted
 
     def epoch_rows(self, epoch: int) -> list[Row]:
         """All rows of an epoch, without filling up."""
         if epoch not in self._epochs:
-            order = permutation(len(self._lengths), self._seed, epoch, self._version).tolist()
-            rows = pack(order, self._lengths, self._context) if self._packing else None
-            self._epochs[epoch] = [(i,) for i in order] if rows is None else rows
+            members = self._membership.members(epoch)
+            order = permutation(len(self._lengths), self._seed, epoch, self._version)
+            if len(members) < len(order):
+                order = order[np.isin(order, members)]
+            order = order.tolist()
+            self._epochs[epoch] = _rows(order, self._lengths, self._context, self._packing)
             if len(self._epochs) > EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         self._epochs.move_to_end(epoch)
@@ -83,6 +95,23 @@ class Order:
         epoch = int(np.searchsorted(self._ends, step, side="right"))
         return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
+    def knows(self, step: int) -> bool:
+        """Whether what the step sees is decided."""
+        decided = self._membership.decided
+        if decided is None:
+            return True
+        self._count(lambda: len(self._ends) >= decided)
+        return step < self._ends[decided - 1]
+
+    def samples_of_epoch(self, epoch: int) -> int:
+        """Samples that an epoch holds."""
+        return self._membership.size(epoch)
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step is the last of its epoch."""
+        epoch, within = self.locate(step)
+        return within + 1 == self.steps_per_epoch(epoch)
+
     def rows(self, step: int) -> list[Row]:
         """The `global_batch` rows of a step; an epoch's last ones may be empty."""
         epoch, within = self.locate(step)
@@ -93,7 +122,8 @@ class Order:
     def _count(self, enough: Callable[[], bool]) -> None:
         while not enough():
             epoch = len(self._ends)
-            rows = len(self.epoch_rows(epoch)) if self._packing else len(self._lengths)
+            packed = self._packing
+            rows = len(self.epoch_rows(epoch)) if packed else self._membership.size(epoch)
             steps = -(-rows // self._global_batch)
             self._ends.append(steps + (self._ends[-1] if self._ends else 0))
 
@@ -114,13 +144,25 @@ def share(rows: Sequence[Row], rank: int, world: int, micro_batch: int) -> list[
     return [own[start : start + micro_batch] for start in range(0, block, micro_batch)]
 
 
-def held_out_rows(store: SampleStore, context: int, limit: int | None) -> list[Row]:
-    """Packed rows for evaluation, the same for every job over the same held-out samples.
+def held_out_rows(
+    store: SampleStore, context: int | None, limit: int | None, *, packing: bool
+) -> list[Row]:
+    """Rows for evaluation, the same for every job over the same held-out samples.
 
     Samples are permuted, so that the first rows are a fair sample of all documents.
 
     Args:
+        context: as in `Order`.
         limit: at most this many rows; None: all.
+        packing: several samples may share a row.
     """
     order = permutation(len(store), "held out").tolist()
-    return pack(order, store.lengths, context)[:limit]
+    return _rows(order, store.lengths, context, packing)[:limit]
+
+
+def _rows(order: list[int], lengths: np.ndarray, context: int | None, packing: bool) -> list[Row]:
+    if packing:
+        if context is None:
+            raise ValueError("rows without a context cannot be packed; set packing to False")
+        return pack(order, lengths, context)
+    return [(sample,) for sample in order]
