@@ -9,6 +9,9 @@
 #   clusters/two_nodes.sh start b [RESOURCES]            start a node again
 #   clusters/two_nodes.sh down                           end everything and remove the namespaces
 #
+# Each node has a disk of its own at /tmp/stillhouse-two-nodes/local, as machines do: what one puts
+# there the other does not see. From outside it is /tmp/stillhouse-two-nodes/a/local, or b/local.
+#
 # STILLHOUSE_RAY names the `ray` executable (default: the one on PATH or in .venv).
 set -euo pipefail
 
@@ -27,7 +30,14 @@ export RAY_gcs_rpc_server_reconnect_timeout_s=120
 # Only a head turns token authentication on by itself; every other process is told.
 export RAY_AUTH_MODE=token
 
-inside() { local node=$1; shift; ip netns exec "$prefix-$node" "$@"; }
+inside() {
+  local node=$1
+  shift
+  mkdir -p "$home/$node/local" "$home/local"
+  # Mounts made inside `ip netns exec` stay inside.
+  ip netns exec "$prefix-$node" sh -c 'mount --bind "$1" "$2" && shift 2 && exec "$@"' sh \
+    "$home/$node/local" "$home/local" "$@"
+}
 
 link() {
   local node=$1
@@ -92,5 +102,5 @@ case ${1:-} in
   kill) kill_node "$2" ;;
   start) start "$2" "${3:-"{}"}" ;;
   down) down ;;
-  *) sed -n '2,14p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,16p' "$0" >&2; exit 2 ;;
 esac

@@ -192,19 +192,33 @@ def test_an_index_that_is_gone_is_made_again(stage: Stage, weights: str) -> None
     assert summary["cache"]["misses"] == 0
 
 
-def test_a_full_disk_stops_the_caching_and_not_the_job(stage: Stage, weights: str) -> None:
-    folder = stage.root / "full"
+@pytest.mark.parametrize(
+    ("name", "limit"),
+    [
+        # Less is free than is left to others: nothing is tried.
+        ("small", "size=192k"),
+        # Gigabytes are free and the disk is full all the same: there is room for nine files and
+        # folders, those of an empty cache, and the file system refuses every segment.
+        ("full", "size=4g,nr_inodes=9"),
+    ],
+)
+def test_a_full_disk_stops_the_caching_and_not_the_job(
+    stage: Stage, weights: str, name: str, limit: str
+) -> None:
+    folder = stage.root / name
     folder.mkdir()
     if os.geteuid() != 0:
         pytest.skip("needs root to mount a small file system")
-    mount = ["mount", "-t", "tmpfs", "-o", "size=192k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(folder)]
     made = subprocess.run(mount, capture_output=True, text=True)
     if made.returncode != 0:
         pytest.skip(f"this machine mounts no file system: {made.stderr.strip()}")
     try:
-        summary = stage.play(stage.job("full"))
-        stage.cache("full").publish()
-        assert stage.cache("full").stats()["write_failures"] > 0
+        summary = stage.play(stage.job(name))
+        stage.cache(name).publish()
+        stats = stage.cache(name).stats()
+        assert stats["write_failures"] > 0
+        assert stats["dropped"] > 0 and stats["records"] == stats["claims"] == 0
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=True)
     assert summary["weights_sha256"] == weights

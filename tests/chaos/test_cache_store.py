@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from cache_tools import LARGE, card, fetched, place, record, same, segments
 
+from orchestrator.errors import SpecError
 from orchestrator.signals.cache.inspection import verify
 from orchestrator.signals.cache.reader import Reader
 from orchestrator.signals.cache.store import Store
@@ -105,18 +107,27 @@ def test_a_reader_goes_on_when_the_writer_is_killed_and_another_comes(tmp_path: 
             assert place(store, key) == where
 
 
+@contextmanager
+def disk_of(folder: Path, limit: str) -> Iterator[Path]:
+    """A small file system of its own."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("only root can mount; tests/unit/test_cache_store.py fakes the full disk")
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", limit, "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, timeout=30).returncode != 0:
+        pytest.skip("this container may not mount; the unit tests fake the full disk")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True, timeout=30)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 2 MiB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("only root can mount; tests/unit/test_cache_store.py fakes the full disk")
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    if subprocess.run(mount, capture_output=True, timeout=30).returncode != 0:
-        pytest.skip("this container may not mount; the unit tests fake the full disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True, timeout=30)
+    with disk_of(tmp_path, "size=2m") as disk:
+        yield disk
 
 
 def test_a_full_disk_costs_records_and_nothing_else(
@@ -149,6 +160,31 @@ def test_a_full_disk_costs_records_and_nothing_else(
             assert there is not None and same(there, put)
     assert caplog.text.count("goes on without") == 1
     assert [str(each) for _, found in verify(path) for each in found] == []
+
+
+@pytest.mark.parametrize("files", range(2, 13))
+def test_a_disk_without_room_for_another_file_is_refused_or_costs_records(
+    tmp_path: Path, files: int
+) -> None:
+    """Bytes are free, and the file system refuses new files, at whatever file of the cache."""
+    kept, put = record(1), record(2)
+    with disk_of(tmp_path, f"size=2m,nr_inodes={files}") as disk:
+        try:
+            store = Store.open(disk, LARGE, left_free=1 << 20)
+        except SpecError as error:
+            assert files < 7, error
+            assert "Free space on its disk" in str(error) or "Give another folder" in str(error)
+            return
+        with store:
+            for each in (kept, put):
+                store.put([each])
+                store.flush()
+                there = fetched(store, store.reader, each.key)
+                assert there is None or same(there, each)
+            stats = store.stats()
+            assert stats.records + stats.dropped == 2
+            assert stats.write_failures == stats.dropped
+            assert (stats.dropped == 0) == (files >= 9)
 
 
 def _free(disk: Path) -> int:

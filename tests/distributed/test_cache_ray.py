@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import tiny
 
 from orchestrator.errors import SpecError
+from orchestrator.events import Event, Warned
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.signals.cache.store import Store
@@ -34,6 +35,7 @@ class Stage:
     root: Path
     teacher: Path
     played: int = 0
+    warned: list[str] = field(default_factory=list)  # since the newest play began
 
     def job(self, cache: str = "cache", encoding: str = "hidden", **changes: Any) -> JobSpec:
         spec = tiny.job(
@@ -52,9 +54,19 @@ class Stage:
     def play(self, spec: JobSpec) -> dict[str, Any]:
         """Run a job from its start."""
         self.played += 1
+        self.warned.clear()
         folder = RunFolder.at(spec.storage, f"tiny-{self.played}")
         folder.write([spec], 0, [folder.run_id])
         return self.session.run_job(spec, folder, {}, resume=False)
+
+    def published(self, cache: str) -> list[Path]:
+        """Segments, once all that was put is published."""
+        self.session.caches[str(self.root / cache)].publish()
+        return sorted((self.root / cache).glob("segments/*.arrow"))
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warned.append(event.text)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     root = tmp_path_factory.mktemp("cached")
     tiny.save_text(root / "text")
     stage = Stage(None, root, tiny.save_teacher(root / "teacher"))  # type: ignore[arg-type]
-    with Session([stage.job()], lambda event: None) as session:
+    with Session([stage.job()], stage.on_event) as session:
         stage.session = session
         yield stage
 
@@ -148,3 +160,75 @@ def test_a_cache_of_another_format_is_refused_before_any_student_loads(stage: St
     version.write_text("stillhouse signals 99\n")
     with pytest.raises(SpecError, match="99"):
         stage.play(stage.job("cache-old"))
+    folder.rename(stage.root / "moved-away")
+    assert stage.play(stage.job("cache-old"))["cache"]["misses"] > 0
+    assert stage.published("cache-old")
+
+
+def test_a_later_jobs_limit_holds(stage: Stage) -> None:
+    stage.play(stage.job("cache-limit"))
+    full = sum(file.stat().st_size for file in stage.published("cache-limit"))
+    raw = stage.job("cache-limit").model_dump(mode="json", by_alias=True)
+    raw["cache"]["max_bytes"] = full // 2
+    summary = stage.play(JobSpec.model_validate(raw))
+    assert summary["cache"]["store"]["evicted_segments"] > 0
+    left = sum(file.stat().st_size for file in stage.published("cache-limit"))
+    assert left <= full // 2
+
+
+def test_labelling_that_cannot_all_fit_is_refused_before_anything_is_asked(stage: Stage) -> None:
+    told = stage.session.label_job(stage.job("cache-fits"), "label-4", {})["labelled"]
+    sizes = [part["bytes"] for part in told]
+    assert len(sizes) == 2
+    raw = stage.job("cache-sum").model_dump(mode="json", by_alias=True)
+    raw["cache"]["max_bytes"] = max(sizes)  # room for either part, and not for both
+    with pytest.raises(SpecError, match=f"takes {sum(sizes)} bytes") as caught:
+        stage.session.label_job(JobSpec.model_validate(raw), "label-5", {})
+    assert all(str(size) in str(caught.value) for size in sizes)
+    store = stage.session.caches[str(stage.root / "cache-sum")].stats()
+    assert store["records"] == store["pending_records"] == store["dropped"] == 0
+
+
+# --- a directory that another session writes to ---------------------------------------------------
+
+
+@pytest.fixture
+def held(stage: Stage) -> Iterator[Path]:
+    """A labelled cache whose writer is this process: for the stage, another session."""
+    stage.session.label_job(stage.job("cache-first"), "label-6", {})
+    stage.published("cache-first")
+    folder = stage.root / "cache-held"
+    shutil.copytree(stage.root / "cache-first", folder)
+    with Store.open(folder, 1 << 30):
+        yield folder
+    shutil.rmtree(folder)
+
+
+def test_a_second_session_reads_and_computes_the_rest_and_says_so_once(
+    stage: Stage, held: Path
+) -> None:
+    calm = stage.play(stage.job("cache-first"))
+    files = sorted(held.glob("segments/*"))
+    known = stage.play(stage.job(held.name))
+    assert known["weights_sha256"] == calm["weights_sha256"]
+    assert known["cache"]["misses"] == known["pool"]["asked"] == 0
+    (warning,) = stage.warned
+    assert str(held) in warning and "no new ones are kept" in warning
+    assert "another folder" in warning
+    for _ in range(2):
+        rest = stage.play(stage.job(held.name, "topk"))
+        assert rest["cache"]["misses"] > 0 and len(stage.warned) == 1
+    assert rest["weights_sha256"] == stage.play(stage.job("cache-topk", "topk"))["weights_sha256"]
+    assert sorted(held.glob("segments/*")) == files
+
+
+def test_a_job_without_a_pool_reads_what_another_session_writes(stage: Stage, held: Path) -> None:
+    alone = stage.job(held.name).model_copy(update={"pool": NoPool(kind="none")})
+    summary = stage.play(alone)
+    assert summary["cache"]["misses"] == 0 and len(stage.warned) == 1
+    assert summary["weights_sha256"] == stage.play(stage.job("cache-first"))["weights_sha256"]
+
+
+def test_labelling_where_another_session_writes_is_refused(stage: Stage, held: Path) -> None:
+    with pytest.raises(SpecError, match=str(held)):
+        stage.session.label_job(stage.job(held.name), "label-7", {})

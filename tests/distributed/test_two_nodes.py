@@ -1,6 +1,7 @@
 """Two Ray nodes in two network namespaces: teacher on one, student on the other.
 
-What crosses the network must not change a bit of the result, nor may a cut link or a dead node.
+What crosses the network must not change a bit of the result, nor may a cut link or a dead node,
+nor a cache of which each node holds its part.
 """
 
 import json
@@ -21,6 +22,7 @@ from orchestrator.spec import resolved_yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "clusters/two_nodes.sh"
+HOME = Path(os.environ.get("STILLHOUSE_TWO_NODES", "/tmp/stillhouse-two-nodes"))
 STUDENT, TEACHER = '{"student": 1}', '{"teacher": 1}'
 
 
@@ -78,7 +80,13 @@ class Runs:
         training = spec.training.model_copy(update={"steps": 120})
         self.spec = spec.model_copy(update={"training": training})
 
-    def play(self, name: str, across: bool, during: Callable[[], None] | None = None) -> Any:
+    def play(
+        self,
+        name: str,
+        across: bool,
+        during: Callable[[], None] | None = None,
+        cache: str | None = None,
+    ) -> Any:
         spec = self.spec.model_copy(update={"storage": str(self._folder / name)})
         overrides: list[str] = []
         if across:
@@ -87,6 +95,8 @@ class Runs:
                 "--set", "training.resources={cpus: 0.5, custom: {student: 0.5}}",
                 "--set", "ray.address=198.18.0.1:6380",
             ]  # fmt: skip
+        if cache is not None:  # on the disk that each node has of its own
+            overrides += ["--set", f"cache={{path: {HOME}/local/{cache}}}"]
         file = self._folder / f"{name}.yaml"
         file.write_text(resolved_yaml([spec]))
         command = [
@@ -153,3 +163,39 @@ def test_a_dead_teacher_node_replaced_by_another_loses_nothing(
         _script("start", "b", TEACHER)
 
     _same(runs.play("dead", across=True, during=replace_node), on_one_node)
+
+
+def _held(node: str, cache: str) -> int:
+    """Segments on one node's own disk."""
+    return len(list((HOME / node / "local" / cache / "segments").glob("*.arrow")))
+
+
+def test_a_cache_over_two_nodes_is_read_by_the_second_run(
+    nodes: None, runs: Runs, on_one_node: dict[str, Any]
+) -> None:
+    first = runs.play("filling", across=True, cache="both")
+    _same(first, on_one_node)
+    wanted = sum(first["cache"][name] for name in ("hits", "shared", "misses"))
+    assert first["cache"]["misses"] > 0 and first["pool"]["asked"] > 0
+    assert _held("a", "both") > 0 and _held("b", "both") > 0
+    second = runs.play("reading", across=True, cache="both")
+    _same(second, on_one_node)
+    assert second["cache"]["misses"] == second["pool"]["asked"] == 0
+    assert second["cache"]["hits"] == wanted
+    assert second["cache"]["lost_owners"] == second["cache"]["damaged"] == 0
+
+
+def test_what_the_cache_of_a_dead_node_held_is_computed_anew(
+    nodes: None, runs: Runs, on_one_node: dict[str, Any]
+) -> None:
+    runs.play("before", across=True, cache="dying")
+
+    def replace_node() -> None:
+        _script("kill", "b")
+        _script("start", "b", TEACHER)
+
+    after = runs.play("after", across=True, during=replace_node, cache="dying")
+    _same(after, on_one_node)
+    assert after["cache"]["lost_owners"] == 1
+    assert after["cache"]["misses"] > 0
+    assert after["cache"]["hits"] > 0

@@ -119,6 +119,7 @@ class Lock:
 
     Raises:
         CacheBusy: another has it.
+        OSError: the disk is full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -128,8 +129,12 @@ class Lock:
         except BlockingIOError as error:
             os.close(self._handle)
             raise CacheBusy(str(path), holder(path) or "unknown") from error
-        os.ftruncate(self._handle, 0)
-        os.pwrite(self._handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError:  # a full disk; whoever tries again must not find us holding it
+            os.close(self._handle)
+            raise
 
     def release(self) -> None:
         """Give it up. The file stays: to remove it would let two writers lock two files."""

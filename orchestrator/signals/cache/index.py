@@ -65,7 +65,10 @@ class Index:
 
     def __init__(self, file: Path) -> None:
         new = not file.exists()
-        self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        try:
+            self._db = sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+        except sqlite3.OperationalError as error:
+            raise OSError(errno.ENOSPC, f"the index cannot be opened: {error}") from error
         try:
             self._prepare(new)
             self._names: dict[int, str] = {}
@@ -251,6 +254,8 @@ def remove(file: Path) -> None:
 
 
 def _is_full(error: sqlite3.DatabaseError) -> bool:
-    """SQLITE_FULL, or the many codes of SQLITE_IOERR, whose low byte they share."""
+    """Whether the disk is at fault: SQLITE_FULL, SQLITE_CANTOPEN (of the log beside the index), or
+    the many codes of SQLITE_IOERR, which share their low byte."""
     code = getattr(error, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    of_disk = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+    return code is not None and code & 0xFF in of_disk

@@ -1,5 +1,5 @@
 """Small facts beside the records, a file each: what a model folder's fingerprint was, what a role's
-forward takes. A note that is lost costs a question, never an answer."""
+forward takes, the limit that came last. A note that is lost costs a question, never an answer."""
 
 import os
 from pathlib import Path

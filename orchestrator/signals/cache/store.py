@@ -82,20 +82,20 @@ class Store:
         """
         place = Path(path)
         folder.make(place)
-        lock = folder.Lock(place)
         try:
-            folder.sweep(place)
-            return cls(place, lock, max_bytes, segment_bytes, left_free)
+            lock = folder.Lock(place)
+            try:
+                folder.sweep(place)
+                return cls(place, lock, max_bytes, segment_bytes, left_free)
+            except BaseException:
+                lock.release()
+                raise
         except OSError as error:
-            lock.release()
             raise SpecError(
                 str(path),
                 f"cannot be opened as a signal cache: {error}",
                 "Free space on its disk, or give another folder",
             ) from error
-        except BaseException:
-            lock.release()
-            raise
 
     def __enter__(self) -> Self:
         return self
