@@ -6,7 +6,7 @@ one chunked pass; a term of another kind is an `OwnTerm` beside them.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -215,9 +215,17 @@ class Objective:
             for field, number in term.numbers(step, total_steps).items()
         }
 
-    def counts(self, batch: Batch, signals: Signals) -> dict[str, Tensor]:
-        """Per term, what its sum is divided by: float32 scalars, known before any forward."""
-        return {term.name: term.count(batch, signals) for term in self.terms}
+    def counts(
+        self, batch: Batch, signals: Signals, asked: Batch | None = None
+    ) -> dict[str, Tensor]:
+        """Per term, what its sum is divided by: float32 scalars, known before any forward.
+
+        `asked` is that of `loss`.
+        """
+        seen = batch if asked is None else asked
+        return {
+            term.name: term.count(seen if term.asks() else batch, signals) for term in self.terms
+        }
 
     def loss(
         self,
@@ -226,6 +234,7 @@ class Objective:
         signals: Signals,
         numbers: Mapping[str, float],
         scales: Mapping[str, float],
+        asked: Batch | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, and each term's sum.
 
@@ -236,6 +245,8 @@ class Objective:
             numbers: of `numbers(...)`.
             scales: per term: its weight over the global count, times the engine's own factors.
                 0 reports a term without training on it.
+            asked: `batch` with loss only where roles were asked, which is what signals then cover;
+                terms without a role see all of `batch`. None: roles were asked about all.
 
         Returns:
             Scalar `sum over terms of scales[term] * total`, differentiable (once); and the
@@ -246,29 +257,56 @@ class Objective:
                 cannot answer a temperature.
         """
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
-        loss, sums = self._vocabulary(outputs, batch, signals, own, scales)
-        totals = {term.name: sums[i] for i, term in enumerate(self.vocabulary)}
+        loss, totals = None, {}
+        for seen, terms in _by_batch(self.terms, batch, asked):
+            shown = outputs if seen is batch else _narrowed(outputs, batch, seen)
+            part, sums = self._seen(shown, seen, terms, signals, own, scales)
+            loss = part if loss is None else loss + part
+            totals |= sums
+        assert loss is not None  # an objective has terms
+        return loss, {term.name: totals[term.name] for term in self.terms}
+
+    def _seen(
+        self,
+        outputs: Outputs,
+        batch: Batch,
+        terms: Sequence[Term],
+        signals: Signals,
+        own: Mapping[str, Mapping[str, float]],
+        scales: Mapping[str, float],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and the sums of the terms that see the same positions."""
+        shared = [term for term in terms if isinstance(term, VocabularyTerm)]
+        totals: dict[str, Tensor] = {}
+        loss: Tensor | None = None
+        if shared:
+            loss, sums = self._vocabulary(outputs, batch, shared, signals, own, scales)
+            totals = {term.name: sums[i] for i, term in enumerate(shared)}
         for term in self.others:
+            if term not in terms:
+                continue
             total = term.total(outputs, batch, signals, own[term.name])
-            loss = loss + float(scales[term.name]) * total
+            scaled = float(scales[term.name]) * total
+            loss = scaled if loss is None else loss + scaled
             totals[term.name] = total.detach()
+        assert loss is not None
         return loss, totals
 
     def _vocabulary(
         self,
         outputs: Outputs,
         batch: Batch,
+        terms: Sequence[VocabularyTerm],
         signals: Signals,
         numbers: Mapping[str, Mapping[str, float]],
         scales: Mapping[str, float],
     ) -> tuple[Tensor, Tensor]:
         """Scaled sum and [terms] totals, through the head in chunks or from logits as they are."""
         targets = batch.kept_targets
-        asked = [one for term in self.vocabulary for one in term.measures()]
+        asked = [one for term in terms for one in term.measures()]
         known = measure(asked, targets, signals, outputs) if asked else {}
         parts = [
-            term.part(numbers[term.name], float(scales[term.name]), batch, known)
-            for term in self.vocabulary
+            term.part(numbers[term.name], float(scales[term.name]), batch, known) for term in terms
         ]
         parts = _sharing_targets(parts)
         places = batch.places if any(part.target is not None for part in parts) else None
@@ -281,6 +319,26 @@ class Objective:
                 "outputs hold neither (hidden, head) nor logits; the model must give one"
             )
         return logits_loss(outputs.logits, targets, signals, parts, self.compiled, places)
+
+
+def _by_batch(
+    terms: Sequence[Term], batch: Batch, asked: Batch | None
+) -> list[tuple[Batch, list[Term]]]:
+    """Terms by the batch they see."""
+    if asked is None:
+        return [(batch, list(terms))]
+    with_role = [term for term in terms if term.asks()]
+    without = [term for term in terms if not term.asks()]
+    return [(seen, those) for seen, those in ((batch, without), (asked, with_role)) if those]
+
+
+def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
+    """Outputs at the positions of `asked`, which are some of those of `batch`."""
+    kept = asked.mask[batch.mask]
+    if outputs.hidden is not None:
+        return replace(outputs, hidden=outputs.hidden[kept])
+    assert outputs.logits is not None
+    return replace(outputs, logits=outputs.logits[kept])
 
 
 def _sharing_targets(parts: list[Part]) -> list[Part]:

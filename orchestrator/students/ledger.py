@@ -1,6 +1,7 @@
 """Promise 1 of the design in numbers: per epoch, samples asked = delivered = consumed."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -16,6 +17,11 @@ class Ledger:
     asked: dict[int, int] = field(default_factory=dict)
     delivered: dict[int, int] = field(default_factory=dict)
     consumed: dict[int, int] = field(default_factory=dict)
+
+    def count(self, book: Literal["asked", "delivered", "consumed"], epoch: int, more: int) -> None:
+        """Add to one of the three."""
+        counts: dict[int, int] = getattr(self, book)
+        counts[epoch] = counts.get(epoch, 0) + more
 
     def committed(self) -> dict[str, int]:
         """What a checkpoint keeps: at a step's end all three are equal for what was consumed."""

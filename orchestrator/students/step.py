@@ -15,7 +15,7 @@ from torch import Tensor
 from orchestrator.errors import NonFiniteLoss
 from orchestrator.models.families import OwedLoss
 from orchestrator.spec.job import TrainingSpec
-from strategies.contract import Outputs
+from strategies.contract import Batch, Outputs
 from strategies.objective import Objective
 
 from .collective import sum_over_ranks
@@ -25,6 +25,7 @@ from .feed import Micro
 BALANCE = "router_balance"
 Told = Callable[[], Mapping[str, float]]
 """Numbers of this rank that are to be summed over ranks, read just before the sum."""
+Watch = Callable[[Batch, Outputs], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +68,16 @@ class Stepper:
         training: TrainingSpec,
         steps: int,
         owed: OwedLoss | None = None,
+        watch: Watch | None = None,
     ) -> None:
         """`steps` are those of the whole job, at which schedules end; `owed` is the student's.
+
+        `watch` is shown the outputs of every micro-batch, without gradients.
 
         The balance of a mixture of experts is taken in each micro-batch and its mean is minimised,
         so that part of the loss, and no other, does depend on the cut.
         """
-        self._owed = owed
+        self._owed, self._watch = owed, watch
         self._engine, self._objective = engine, objective
         self._training, self._steps = training, steps
 
@@ -122,7 +126,11 @@ class Stepper:
         before_step: Callable[[], None] | None,
     ) -> None:
         def consume(outputs: Outputs) -> Tensor:
-            loss, sums = self._objective.loss(outputs, micro.batch, micro.signals, numbers, scales)
+            if self._watch is not None:
+                self._watch(micro.batch, outputs)
+            loss, sums = self._objective.loss(
+                outputs, micro.batch, micro.signals, numbers, scales, micro.asked
+            )
             for term, total in sums.items():
                 totals[term] += float(total)
             return loss
@@ -138,7 +146,8 @@ class Stepper:
         """Per term, the count over all ranks and micro-batches of the step."""
         counts = {term.name: 0.0 for term in self._objective.terms}
         for micro in micros:
-            for term, count in self._objective.counts(micro.batch, micro.signals).items():
+            found = self._objective.counts(micro.batch, micro.signals, micro.asked)
+            for term, count in found.items():
                 counts[term] += float(count)
         return sum_over_ranks(counts, self._engine.device)
 

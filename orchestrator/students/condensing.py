@@ -1,0 +1,127 @@
+"""Data that change between epochs: what was seen of each sample, and what the next epochs hold.
+
+Every rank keeps its own sums, adds them up with the others at the end of an epoch, and comes to
+the same decision.
+"""
+
+import base64
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.data import SampleStore
+from orchestrator.data.membership import BlendedStore, Membership
+from orchestrator.errors import SpecError
+from strategies.contract import Batch, Outputs
+from strategies.measuring import measure
+from strategies.samples import Book, Change, Epoch, hook_of, size_after
+from strategies.specs.samples import CondenseSpec, HookSpec
+
+ENTROPY = ("student_entropy", None)
+
+
+class Changing:
+    """The members of each epoch of one job. Collective where it says so."""
+
+    def __init__(self, spec: CondenseSpec | HookSpec, store: SampleStore) -> None:
+        self._spec, self._store, self._hook = spec, store, hook_of(spec)
+        sizes = None
+        if isinstance(spec, CondenseSpec):
+            condense, samples = spec, len(store)
+
+            def sizes(epoch: int) -> int:
+                return size_after(condense, samples, epoch)
+
+        self.membership = Membership(len(store), sizes, stable=spec.every)
+        self._book = Book.of(len(store))
+        self._blends: dict[int, tuple[int, float]] = {}
+        self._history: list[tuple[int, np.ndarray]] = []
+
+    @property
+    def store(self) -> SampleStore:
+        """The samples as they are now."""
+        if not self._blends:
+            return self._store
+        return BlendedStore.over(self._store, self._blends)
+
+    @torch.no_grad()
+    def watch(self, batch: Batch, outputs: Outputs) -> None:
+        """Add what a micro-batch shows of its samples."""
+        if batch.mask.any():
+            values = measure([ENTROPY], batch.kept_targets, {}, outputs)[ENTROPY]
+            self._book.add(values, batch)
+
+    def epoch_over(self, epochs: int, device: torch.device) -> bool:
+        """Decide what the next epochs hold, if it is time; whether it was. Collective.
+
+        Raises:
+            SpecError: a hook left nothing, or named samples that are not there.
+        """
+        if epochs % self._spec.every:
+            return False
+        book = Book(
+            _summed(torch.from_numpy(self._book.value), device).numpy(),
+            _summed(torch.from_numpy(self._book.visits), device).numpy(),
+        )
+        members = self.membership.members(epochs - 1)
+        view = Epoch(epochs, members, len(self._store), book, self._store.id)
+        change = self._hook(view)
+        self._check(change)
+        self._apply(epochs, change.members)
+        self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
+        self._book = Book.of(len(self._store))
+        return True
+
+    def _apply(self, epochs: int, members: np.ndarray) -> None:
+        self._history.append((epochs, members))
+        self.membership.decide(epochs, epochs + self._spec.every, members)
+
+    def _check(self, change: Change) -> None:
+        members = change.members
+        inside = len(members) and members.min() >= 0 and members.max() < len(self._store)
+        if not inside or (np.diff(members) <= 0).any():
+            raise SpecError(
+                "objective.between_epochs",
+                f"left {len(members)} samples, which must be at least one, rising, and among the "
+                f"{len(self._store)} of the data",
+                "Correct what the hook returns",
+            )
+        others = [blend.other for blend in change.blends.values()]
+        if any(not 0 <= other < len(self._store) for other in others):
+            raise SpecError(
+                "objective.between_epochs", "blends samples that are not there", "Correct the hook"
+            )
+
+    # --- checkpoints -----------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Of this rank, as JSON."""
+        return {
+            "value": _text(self._book.value),
+            "visits": _text(self._book.visits),
+            "history": [[epochs, _text(members)] for epochs, members in self._history],
+            "blends": [[mine, other, share] for mine, (other, share) in self._blends.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._book = Book(_array(state["value"], np.float64), _array(state["visits"], np.int64))
+        for epochs, members in state["history"]:
+            self._apply(int(epochs), _array(members, np.int64))
+        self._blends = {int(mine): (int(other), share) for mine, other, share in state["blends"]}
+
+
+def _summed(mine: Tensor, device: torch.device) -> Tensor:
+    total = mine.clone().to(device)
+    torch.distributed.all_reduce(total)
+    return total.cpu()
+
+
+def _text(array: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def _array(text: str, dtype: type) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype).copy()

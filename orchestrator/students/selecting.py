@@ -1,0 +1,84 @@
+"""The student answers first, and then roles are asked about a part of each batch.
+
+The answers cannot be asked for ahead, as they depend on the weights of the moment; the questions of
+all micro-batches of a step are out before the first answer is waited for.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from orchestrator.data import SampleStore, end_to_end
+from strategies.contract import Batch, Outputs
+from strategies.measuring import measure
+from strategies.samples import narrowed, random_scores
+from strategies.specs.samples import SelectSpec
+
+from .engine import Engine
+from .feed import Micro
+from .ledger import Ledger
+from .module import no_gradient
+from .questions import Questions
+
+
+class Selector:
+    """Chooses samples of a step's micro-batches and asks about them. Calls are collective."""
+
+    def __init__(
+        self,
+        spec: SelectSpec,
+        engine: Engine,
+        store: SampleStore,
+        questions: Questions,
+        ledger: Ledger,
+    ) -> None:
+        self._spec, self._engine, self._store = spec, engine, store
+        self._questions, self._ledger = questions, ledger
+        self.wait_s = 0.0
+
+    def choose(self, step: int, epoch: int, micros: Sequence[Micro]) -> list[Micro]:
+        """The same micro-batches with `asked` and the signals of what was chosen."""
+        asked = [self._ask(step, index, epoch, micro) for index, micro in enumerate(micros)]
+        began = time.monotonic()
+        answered = [
+            replace(micro, signals=self._answers(epoch, micro, names)) for micro, names in asked
+        ]
+        self.wait_s += time.monotonic() - began
+        return answered
+
+    def _ask(self, step: int, index: int, epoch: int, micro: Micro) -> tuple[Micro, dict[str, str]]:
+        batch = narrowed(self._spec, self._scores(micro.batch, step), micro.batch)
+        chosen = set(batch.sample_index[batch.mask].tolist())
+        rows = [tuple(sample for sample in row if sample in chosen) for row in micro.rows]
+        flat = end_to_end(self._store, rows)
+        names = {
+            role: self._questions.ask(role, f"{step}.{index}", flat)
+            for role in self._questions.asks
+        }
+        for _ in names:
+            self._ledger.count("asked", epoch, len(chosen))
+        return replace(micro, asked=batch, roles_samples=len(chosen)), names
+
+    def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict:
+        device = self._engine.device
+        signals = {role: self._questions.answer(role, n, device) for role, n in names.items()}
+        for _ in names:
+            self._ledger.count("delivered", epoch, micro.roles_samples)
+        return signals
+
+    def _scores(self, batch: Batch, step: int) -> Tensor:
+        """[N] of what the student says now."""
+        if self._spec.measure == "random":
+            return random_scores(batch, step)
+        name = self._spec.measure
+        found: list[Tensor] = []
+
+        def consume(outputs: Outputs) -> Tensor:
+            found.append(measure([(name, None)], batch.kept_targets, {}, outputs)[name, None])
+            return torch.zeros(())
+
+        no_gradient(self._engine.module, batch, consume)
+        return found[0]
