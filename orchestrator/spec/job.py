@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.specs import ObjectiveSpec, Spec, extremes
+from strategies.specs import CondenseSpec, ObjectiveSpec, Spec, extremes
 
 from .data import DataSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
@@ -431,16 +431,44 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _groups_are_not_cut(self) -> "JobSpec":
-        rows = self.training.micro_batch
-        for index, term in enumerate(self.objective.terms):
-            for group in term.groups:
-                if rows % group:
-                    raise refusal(
-                        f"objective.terms.{index}",
-                        f"compares groups of {group} rows, and training.micro_batch is {rows}, "
-                        "which would cut one",
-                        f"Set training.micro_batch to a multiple of {group}, or another group",
-                    )
+        rows, objective = self.training.micro_batch, self.objective
+        groups = [
+            (f"objective.terms.{index}", group)
+            for index, term in enumerate(objective.terms)
+            for group in term.groups
+        ]
+        if objective.select is not None:
+            groups.append(("objective.select.group", objective.select.group))
+        for field, group in groups:
+            if rows % group:
+                raise refusal(
+                    field,
+                    f"compares groups of {group} rows, and training.micro_batch is {rows}, which "
+                    "would cut one",
+                    f"Set training.micro_batch to a multiple of {group}, or another group",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _data_may_change_between_epochs(self) -> "JobSpec":
+        between = self.objective.between_epochs
+        if between is None:
+            return self
+        condense = isinstance(between, CondenseSpec)
+        if self.training.steps is None and (self.data.packing or not condense):
+            reason = "rows are packed" if self.data.packing else "a hook decides"
+            raise refusal(
+                "objective.between_epochs",
+                f"changes the data, and how many steps training.epochs is cannot be known ({reason})",
+                "Give training.steps in its place"
+                + (", or set data.packing to false" if condense else ""),
+            )
+        if condense and between.mix is not None and self.data.task == "causal_lm":
+            raise refusal(
+                "objective.between_epochs.mix",
+                f"is {between.mix:g}, and texts cannot be blended",
+                "Remove it",
+            )
         return self
 
     @model_validator(mode="after")
