@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.signals.cache import codec
+from orchestrator.signals.cache.guest import Guest
 from orchestrator.signals.cache.keys import RANGE
 from orchestrator.signals.cache.reader import Reader
 from orchestrator.signals.cache.records import CacheRecord, Place
@@ -147,6 +148,17 @@ class StoreAgainstDictionary(RuleBasedStateMachine):
         self.store.forget(list(self.ever))
         self._accept_losses()
         self.doubtful.clear()
+
+    @rule()
+    def a_guest_looks(self) -> None:
+        """Another session finds what is published, without the writer's index."""
+        self.store.flush()
+        guest = Guest(self.path)
+        for key, found in zip(self.ever, guest.find(list(self.ever)), strict=True):
+            there, expected = self._read(key, found), self.held.get(key)
+            if key not in self.doubtful and expected is not None:
+                assert there is not None and same(there, expected)
+        guest.close()
 
     def _open(self) -> None:
         self.store = Store.open(self.path, LIMIT, SEGMENT_BYTES)

@@ -141,6 +141,22 @@ def test_a_segment_cut_short_is_counted_and_the_others_are_read(tmp_path: Path) 
     guest.close()
 
 
+def test_a_record_that_was_damaged_and_put_again_is_found_where_it_is_whole(
+    tmp_path: Path,
+) -> None:
+    put = record(1)
+    with Store.open(tmp_path, LARGE) as store:
+        store.put([put])
+        store.flush()
+        flip(segments(tmp_path)[0], place(store, put.key).offset)
+        store.forget([put.key])
+        store.put([put])
+        store.flush()
+        guest = Guest(tmp_path)
+        assert _is_read(guest, put)
+        guest.close()
+
+
 def test_a_directory_taken_away_is_all_misses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,7 +95,16 @@ class Catalogue:
 
     def news(self, rows: Rows) -> Rows:
         """The rows that hold positions which the index, and the rows before, lack."""
-        return news(rows, self.find([key for key, _ in rows]))
+        held: dict[bytes, bytes] = {}
+        for (key, _), place in zip(rows, self.find([key for key, _ in rows]), strict=True):
+            if place is not None:
+                held[key] = place.positions
+        news: list[tuple[bytes, Place]] = []
+        for key, place in rows:
+            if key not in held or not holds(held[key], place.positions):
+                held[key] = place.positions
+                news.append((key, place))
+        return news
 
     def live(self, rows: Rows) -> list[bool]:
         """Whether each row is the one that its key leads to."""
@@ -186,18 +195,3 @@ class Catalogue:
         for name in on_disk:
             if name not in known:
                 self.enter(name, scan_segment(self._path / folder.SEGMENTS / name))
-
-
-def news(rows: Rows, there: Sequence[Place | None]) -> Rows:
-    """The rows that hold positions which the places `there`, and the rows before, lack.
-
-    Args:
-        there: where each row's key leads now.
-    """
-    held = {key: place.positions for (key, _), place in zip(rows, there, strict=True) if place}
-    fresh: list[tuple[bytes, Place]] = []
-    for key, place in rows:
-        if key not in held or not holds(held[key], place.positions):
-            held[key] = place.positions
-            fresh.append((key, place))
-    return fresh

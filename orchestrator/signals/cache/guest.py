@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import folder
-from .catalogue import news
 from .index import Index
 from .reader import Reader
 from .records import CacheRecord, Place, RoleCard
@@ -64,8 +63,9 @@ class Guest:
             log.warning("segment %s is unreadable: %s", name, error)
             self._tally.unreadable_segments += 1
             rows = ()  # known all the same, so that it is not read again
-        there = self._index.find([key for key, _ in rows])
-        self._index.add_segment(name, size, 0, news(rows, there))
+        # The last record of a key counts. Its writer put it because it had no other of as many
+        # positions, or had found that one damaged.
+        self._index.add_segment(name, size, 0, rows)
 
     def find(self, keys: Sequence[bytes]) -> list[Place | None]:
         """The place of each key's published record, or None."""
