@@ -459,7 +459,7 @@ class JobSpec(Spec):
             reason = "rows are packed" if self.data.packing else "a hook decides"
             raise refusal(
                 "objective.between_epochs",
-                f"changes the data, and how many steps training.epochs is cannot be known ({reason})",
+                f"changes the data, so training.epochs has no known number of steps ({reason})",
                 "Give training.steps in its place"
                 + (", or set data.packing to false" if condense else ""),
             )
