@@ -19,13 +19,19 @@ import ray
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
-from orchestrator.models.source import source_digest
+from orchestrator.models.made import is_made
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, plan
-from orchestrator.pool import Pool, PoolPlan
+from orchestrator.pool import Pool, PoolPlan, readings
 from orchestrator.pool.cache import Cache
 from orchestrator.pool.label import LabelJob, labelled
-from orchestrator.pool.stock import check_stock, known_fingerprints, note_sources, saved_s
+from orchestrator.pool.stock import (
+    check_stock,
+    known_fingerprints,
+    note_sources,
+    role_digest,
+    saved_s,
+)
 from orchestrator.run_folder import RunFolder
 from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
@@ -138,7 +144,9 @@ class Session:
     ) -> dict[str, Any]:
         """Measure a finished run's export; nothing is recorded."""
         student, _ = self._prepared(job, folder, exports, resume=False)
-        exported = StudentSpec(path=_local_copy(f"{folder.uri}/export"))
+        export = _local_copy(f"{folder.uri}/export")
+        code = is_made(export) or job.student.allow_remote_code  # the run's own student
+        exported = StudentSpec(path=export, task=job.student.task, allow_remote_code=code)
         measured = student.spec.model_copy(update={"student": exported})
         return self._watch(replace(student, spec=measured, evaluate_only=True), lambda event: None)
 
@@ -184,10 +192,7 @@ class Session:
             )
         for complaint in cache.complaints():
             raise SpecError("cache.path", complaint, "Nothing would be kept; label when it is free")
-        sources = {
-            role: source_digest(resolved.roles[role], deterministic=job.deterministic)
-            for role in resolved.used_roles
-        }
+        sources = {role: role_digest(resolved, role) for role in resolved.used_roles}
         fingerprints = self._fingerprints(resolved, pool, cache)
         told: dict[int, dict[str, Any]] = {}
         for event in labelled(
@@ -245,10 +250,12 @@ class Session:
             restarts=job.pool.restarts,
             deterministic=job.deterministic,
             seed=job.seed,
+            readings=readings(job),
         )
         key = json.dumps(
             [
                 {name: role.served() for name, role in roles.items()},
+                {name: reading.label for name, reading in wanted.readings.items()},
                 [wanted.restarts, wanted.deterministic, wanted.seed],
             ],
             sort_keys=True,
@@ -374,7 +381,7 @@ def _local_storage(job: JobSpec) -> str:
     return str(CACHE / "runs") if "://" in job.storage else job.storage
 
 
-def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str]:
+def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str | None]:
     """The job with `job` and `registry` sources made folders, and its tokenizer's folder."""
 
     def folder(kind: str, value: str) -> str:
@@ -390,12 +397,16 @@ def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str]:
         kind, value = model.source
         if kind not in ("job", "registry"):
             return model
-        return model.model_copy(update={kind: None, "path": folder(kind, value)})
+        found = folder(kind, value)
+        update = {kind: None, "path": found}
+        if kind == "job" and is_made(found):
+            update["allow_remote_code"] = True  # the list itself names the code, in the earlier job
+        return model.model_copy(update=update)
 
     student = placed(job.student)
     roles: dict[str, RoleSpec] = {name: placed(role) for name, role in job.roles.items()}
     named = [("student", student), *((f"roles.{name}", role) for name, role in roles.items())]
-    tokenizer, _ = tokenizer_folder(named)
+    tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None
     return job.model_copy(update={"student": student, "roles": roles}), tokenizer
 
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import ray
 
+from orchestrator.data import Reading
 from orchestrator.errors import SpecError
 from orchestrator.planner import Inventory, Node, check_roles_fit
-from orchestrator.pool import Pool, PoolPlan
+from orchestrator.pool import Pool, PoolPlan, readings
 from orchestrator.pool.records import NAMESPACE
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import StandingPool
@@ -74,6 +75,7 @@ def standing_plan(jobs: Sequence[JobSpec]) -> PoolPlan:
             "pool.kind", f"is {first.pool.kind}", "Write pool: {kind: standing, name: ...}"
         )
     roles: dict[str, Any] = {}
+    read: dict[str, Reading] = {}
     for job in jobs:
         if job.pool != first.pool:
             raise SpecError(
@@ -83,6 +85,14 @@ def standing_plan(jobs: Sequence[JobSpec]) -> PoolPlan:
             if roles.setdefault(name, job.roles[name]).served() != job.roles[name].served():
                 raise SpecError(
                     f"roles.{name}", f"of {job.name} differs from an earlier job's", "Make it equal"
+                )
+        for name, reading in readings(job).items():
+            if read.setdefault(name, reading) != reading:
+                raise SpecError(
+                    f"roles.{name}",
+                    f"reads samples as {reading.label} in {job.name}, and as {read[name].label} in "
+                    "an earlier job",
+                    "Make the formats of their data equal, or start two pools",
                 )
     for name, role in roles.items():
         if role.job is not None:
@@ -100,6 +110,7 @@ def standing_plan(jobs: Sequence[JobSpec]) -> PoolPlan:
         restarts=first.pool.restarts,
         deterministic=first.deterministic,
         seed=first.seed,
+        readings=read,
     )
 
 

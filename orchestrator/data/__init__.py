@@ -5,20 +5,27 @@ by `prepare`; which samples a step sees is a pure function of the step, by `Orde
 """
 
 from .collate import Flat, NumpyBatch, collate, end_to_end
+from .collation import Collate, collation
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
+from .reading import Reading, inputs_of, reading_of
 from .store import SampleStore
 
 __all__ = [
+    "Collate",
     "Flat",
     "NumpyBatch",
     "Order",
+    "Reading",
     "Row",
     "SampleStore",
     "TokenData",
     "collate",
+    "collation",
     "end_to_end",
     "held_out_rows",
+    "inputs_of",
     "prepare",
+    "reading_of",
     "share",
 ]

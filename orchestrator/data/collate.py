@@ -71,7 +71,7 @@ def end_to_end(store: SampleStore, rows: Sequence[Row]) -> Flat:
     """Lay the rows' samples out one after the other; S may be 0."""
     samples = [sample for row in rows for sample in row]
     tokens = [store.tokens(sample) for sample in samples]
-    wanted = [np.append(store.loss_mask(sample)[1:], False) for sample in samples]
+    wanted = [store.wanted(sample) for sample in samples]
     return Flat(
         np.concatenate([np.zeros(0, np.int32), *tokens]).astype(np.int32, copy=False),
         np.array([len(part) for part in tokens], np.int32),

@@ -1,4 +1,4 @@
-"""Documents -> token ids, and which of them are to be learned.
+"""Documents -> token ids, and which of them are to be learned; features -> their bits.
 
 Promises: the first token of a document is never learned (nothing predicts it); an end token
 closes a text or completion where the tokenizer has one. Shape letter: n tokens of a document.
@@ -11,7 +11,14 @@ from typing import Any, cast
 import numpy as np
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.data import Completion, Format, Messages, PlainText
+from orchestrator.spec.data import (
+    Completion,
+    Features,
+    Format,
+    LabelledText,
+    Messages,
+    PlainText,
+)
 
 from .chat import Span, render
 from .read import Document
@@ -24,17 +31,23 @@ class Encoded:
 
     tokens: np.ndarray  # [n] int32
     loss_mask: np.ndarray  # [n] bool: true on tokens that are to be learned
+    closing: int = 0  # tokens at the end of a classifier's text that are not the text's own
 
 
 def encode(
-    tokenizer: TextTokenizer, documents: Sequence[Document], format: Format
+    tokenizer: TextTokenizer | None, documents: Sequence[Document], format: Format
 ) -> list[Encoded]:
-    """Encode documents of one format, in one batch.
+    """Encode documents of one format, in one batch; `tokenizer` is None for features.
 
     Raises:
         SpecError: a chat template is missing, or refuses a document.
     """
+    if isinstance(format, Features):
+        return [_features(cast(np.ndarray, d.content)) for d in documents]
+    assert tokenizer is not None  # the job's validators: every other format reads text
     match format:
+        case LabelledText():
+            return _labelled(tokenizer, [cast(str, d.content) for d in documents])
         case PlainText():
             return _texts(tokenizer, [cast(str, d.content) for d in documents])
         case Completion():
@@ -71,6 +84,19 @@ def _texts(tokenizer: TextTokenizer, texts: list[str]) -> list[Encoded]:
         ids = [*tokenizer.before, *encoding.ids, *_end(tokenizer, encoding.ids)] if text else []
         result.append(_encoded(ids, [True] * len(ids)))
     return result
+
+
+def _labelled(tokenizer: TextTokenizer, texts: list[str]) -> list[Encoded]:
+    result = []
+    for encoding in tokenizer.backend.encode_batch_fast(texts):
+        closing = _end(tokenizer, encoding.ids)
+        ids = np.array([*tokenizer.before, *encoding.ids, *closing], np.int32)
+        result.append(Encoded(ids, np.zeros(len(ids), bool), len(closing)))
+    return result
+
+
+def _features(numbers: np.ndarray) -> Encoded:
+    return Encoded(numbers.astype(np.float32).view(np.int32), np.zeros(len(numbers), bool))
 
 
 def _completions(tokenizer: TextTokenizer, contents: list[tuple[str, str]]) -> list[Encoded]:

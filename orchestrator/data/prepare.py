@@ -18,18 +18,21 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import SpecError
-from orchestrator.spec.data import DataSpec, Format, Messages
+import numpy as np
 
-from .format import required_chat
+from orchestrator.errors import SpecError
+from orchestrator.spec.data import DataSpec, Messages
+
+from .corrupt import corrupted
+from .format import Encoded, required_chat
 from .read import Document, read_documents
-from .sources import format_of, source_files
+from .sources import source_files
 from .split import is_held_out
 from .store import FILES, SampleStore, StoreWriter
-from .tokenise import cut, encoded_documents
+from .tokenise import Sample, classified, cut, encoded_documents
 from .tokenizer import TextTokenizer, load_tokenizer
 
-LAYOUT = "1"
+LAYOUT = "2"
 """Raised whenever the same input would give other samples or other files."""
 ABANDONED_S = 7 * 86400.0
 """A build that takes longer than this is taken for dead."""
@@ -53,6 +56,8 @@ class Counts:
     learned: int = 0  # tokens of train samples that bear loss
     dropped_long: int = 0  # documents above the context, under `long_documents: drop`
     dropped_without_loss: int = 0  # samples with nothing to learn
+    dropped_by_corruption: int = 0  # train samples that `data.corrupt` left out
+    moved_labels: int = 0  # train samples that it gave another class
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,15 @@ class TokenData:
     held_out: SampleStore
     counts: Counts
     folder: Path
+    classes: int  # of classified samples: those named, or one more than the largest label; else 0
 
 
-def prepare(spec: DataSpec, tokenizer_folder: str, cache_folder: str) -> TokenData:
+def prepare(spec: DataSpec, tokenizer_folder: str | None, cache_folder: str) -> TokenData:
     """Tokenise a job's data, or find it done.
 
     Args:
         spec: sources and rules.
-        tokenizer_folder: of the job's tokenizer.
+        tokenizer_folder: of the job's tokenizer; None for features.
         cache_folder: where versions are kept.
 
     Raises:
@@ -82,10 +88,11 @@ def prepare(spec: DataSpec, tokenizer_folder: str, cache_folder: str) -> TokenDa
     quick = _quick_key(spec, tokenizer_folder)
     data = _remembered(cache, quick)
     if data is None:
-        tokenizer = load_tokenizer(tokenizer_folder)
-        version = _version(spec, tokenizer)
-        data = _open(cache / version) or _build(spec, tokenizer, tokenizer_folder, cache, version)
-        _remember(cache, quick, version)
+        tokenizer = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder)
+        read = _read(spec, tokenizer)
+        data = _open(cache / read.version)
+        data = data or _build(spec, tokenizer, tokenizer_folder, cache, read)
+        _remember(cache, quick, read.version)
     _check(data, spec)
     return data
 
@@ -93,34 +100,40 @@ def prepare(spec: DataSpec, tokenizer_folder: str, cache_folder: str) -> TokenDa
 # --- naming --------------------------------------------------------------------------------------
 
 
-def _version(spec: DataSpec, tokenizer: TextTokenizer) -> str:
+def _read(spec: DataSpec, tokenizer: TextTokenizer | None) -> "_Digest":
     digest = _Digest(spec, tokenizer)
     for _ in digest.through(read_documents(spec)):
         pass
-    return digest.version
+    return digest
 
 
 class _Digest:
-    """Hashes documents as they pass."""
+    """Hashes documents as they pass, and counts their classes."""
 
-    def __init__(self, spec: DataSpec, tokenizer: TextTokenizer) -> None:
-        formats = [format_of(source) for source in spec.sources]
-        chat = any(isinstance(format, Messages) for format in formats)
+    def __init__(self, spec: DataSpec, tokenizer: TextTokenizer | None) -> None:
+        chat = any(isinstance(format, Messages) for format in spec.formats)
         described = {
             "layout": LAYOUT,
-            "context": spec.context,
+            "context": spec.row_tokens,
             "long_documents": spec.long_documents,
             "held_out": spec.held_out,
-            "tokenizer": tokenizer.identity,
-            "chat": asdict(required_chat(tokenizer)) if chat else None,
+            "corrupt": spec.corrupt.model_dump(),
+            "tokenizer": None if tokenizer is None else tokenizer.identity,
+            "chat": asdict(required_chat(tokenizer)) if tokenizer is not None and chat else None,
         }
-        self._formats = [format.kind for format in formats]
+        self._formats = [format.kind for format in spec.formats]
         self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
+        self.classes = len(getattr(spec.formats[0], "classes", None) or ())
 
     def through(self, documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            entry = [document.id, self._formats[document.source], document.content]
+            content = document.content
+            features = content.astype("<f4").tobytes() if isinstance(content, np.ndarray) else b""
+            entry = [document.id, self._formats[document.source], document.label]
+            entry.append(len(features) if features else content)
             self._hash.update(json.dumps(entry, sort_keys=True, default=str).encode() + b"\n")
+            self._hash.update(features)
+            self.classes = max(self.classes, document.label + 1)
             yield document
 
     @property
@@ -128,9 +141,9 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def _quick_key(spec: DataSpec, tokenizer_folder: str) -> str | None:
+def _quick_key(spec: DataSpec, tokenizer_folder: str | None) -> str | None:
     """Names sizes and times of all files read; None where a source has no such files."""
-    stats: list[Any] = [_stats(_tokenizer_files(tokenizer_folder))]
+    stats: list[Any] = [_stats(_tokenizer_files(tokenizer_folder) if tokenizer_folder else [])]
     for index, source in enumerate(spec.sources):
         files = source_files(source, f"data.sources.{index}")
         if files is None:
@@ -167,14 +180,24 @@ def _remember(cache: Path, quick: str | None, version: str) -> None:
 
 
 def _build(
-    spec: DataSpec, tokenizer: TextTokenizer, tokenizer_folder: str, cache: Path, version: str
+    spec: DataSpec,
+    tokenizer: TextTokenizer | None,
+    tokenizer_folder: str | None,
+    cache: Path,
+    read: _Digest,
 ) -> TokenData:
     _sweep(cache)
+    version = read.version
     temporary = cache / _temporary(version[:16])
     try:
-        counts = _write(spec, tokenizer, tokenizer_folder, temporary, version)
+        counts = _write(spec, tokenizer, tokenizer_folder, temporary, read)
         sizes = {f"{p}/{f}": (temporary / p / f).stat().st_size for p in PARTS for f in FILES}
-        manifest = {"version": version, "files": sizes, "counts": asdict(counts)}
+        manifest = {
+            "version": version,
+            "files": sizes,
+            "counts": asdict(counts),
+            "classes": read.classes,
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
         return _publish(temporary, cache / version)
     finally:
@@ -182,24 +205,32 @@ def _build(
 
 
 def _write(
-    spec: DataSpec, tokenizer: TextTokenizer, tokenizer_folder: str, folder: Path, version: str
+    spec: DataSpec,
+    tokenizer: TextTokenizer | None,
+    tokenizer_folder: str | None,
+    folder: Path,
+    read: _Digest,
 ) -> Counts:
     counts, digest, ids = Counts(), _Digest(spec, tokenizer), set[str]()
-    formats: list[Format] = [format_of(source) for source in spec.sources]
     documents = digest.through(read_documents(spec))
-    encoded = encoded_documents(documents, formats, tokenizer, tokenizer_folder, spec.workers)
+    encoded = encoded_documents(documents, spec.formats, tokenizer, tokenizer_folder, spec.workers)
     with StoreWriter(folder / "train") as train, StoreWriter(folder / "held_out") as held_out:
         for document, tokens in encoded:
             apart = is_held_out(document.id, spec.held_out)
-            samples = cut(document.id, tokens, spec.context, spec.long_documents)
+            samples = _samples(document, tokens, spec)
             counts.documents += 1
             counts.held_out_documents += apart
             counts.dropped_long += not samples
             for sample in samples:
-                learned = int(sample.loss_mask.sum())
+                learned = int(sample.wanted.sum())
                 if not learned:
                     counts.dropped_without_loss += 1
                     continue
+                kept = sample if apart else corrupted(sample, spec.corrupt, read.classes)
+                if kept is None:
+                    counts.dropped_by_corruption += 1
+                    continue
+                counts.moved_labels += kept.label != sample.label
                 if sample.id in ids:
                     raise SpecError(
                         "data.sources",
@@ -207,17 +238,25 @@ def _write(
                         "Give documents ids that do not end in #<number>",
                     )
                 ids.add(sample.id)
-                (held_out if apart else train).add(sample)
+                (held_out if apart else train).add(kept)
                 counts.samples += 1
                 counts.tokens += len(sample.tokens)
                 counts.learned += 0 if apart else learned
-    if digest.version != version:
+    if digest.version != read.version:
         raise SpecError(
             "data.sources",
             "gave other documents when read a second time",
             "Do not change files meanwhile; an import source must be deterministic",
         )
     return counts
+
+
+def _samples(document: Document, encoded: Encoded, spec: DataSpec) -> list[Sample]:
+    rule = spec.long_documents
+    if spec.task == "causal_lm":
+        return cut(document.id, encoded, spec.context, rule)
+    assert rule != "split"  # a validator of the spec
+    return classified(document, encoded, spec.row_tokens, rule)
 
 
 def _publish(temporary: Path, final: Path) -> TokenData:
@@ -267,7 +306,8 @@ def _open(folder: Path) -> TokenData | None:
             return None
     version = manifest["version"]
     train, held_out = (SampleStore.open(folder / part, version) for part in PARTS)
-    return TokenData(version, train, held_out, Counts(**manifest["counts"]), folder)
+    counts, classes = Counts(**manifest["counts"]), manifest["classes"]
+    return TokenData(version, train, held_out, counts, folder, classes)
 
 
 def _check(data: TokenData, spec: DataSpec) -> None:
@@ -276,13 +316,14 @@ def _check(data: TokenData, spec: DataSpec) -> None:
         account = ", ".join(f"{f.name} {getattr(counts, f.name)}" for f in fields(counts))
         raise SpecError(
             "data",
-            f"nothing is left to train on: no sample has a token to learn ({account})",
-            "Add longer documents, lower data.held_out, raise data.context, or check the format",
+            f"nothing is left to train on: no sample has a token or class to learn ({account})",
+            "Add longer documents, lower data.held_out, raise data.context or "
+            "data.corrupt.fraction, or check the format",
         )
     if spec.held_out > 0 and not len(data.held_out):
         warnings.warn(
             f"data.held_out is {spec.held_out:g}, but the rule chose none of {counts.documents} "
-            "documents with anything to learn: nothing will be measured on unseen text. Add "
+            "documents with anything to learn: nothing will be measured on unseen data. Add "
             "documents or raise data.held_out",
             HeldOutEmpty,
             stacklevel=3,

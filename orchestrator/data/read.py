@@ -9,21 +9,27 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
+
 from orchestrator.errors import SpecError
 from orchestrator.spec.data import (
     Completion,
     DataSpec,
+    Features,
     Format,
     ImportSource,
+    LabelledText,
     Messages,
     PlainText,
     TextSource,
+    format_of,
 )
 
-from .sources import format_of, open_source
+from .classified import features_of, label_of
+from .sources import open_source
 
-Content = str | tuple[str, str] | list[dict[str, Any]]
-"""A text; a (prompt, completion) pair; or messages with at least a role each."""
+Content = str | tuple[str, str] | list[dict[str, Any]] | np.ndarray
+"""A text; a (prompt, completion) pair; messages with at least a role each; [n] float32 features."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Document:
     id: str
     content: Content
     source: int
+    label: int = -1  # the class of a classifier's document
 
 
 def read_documents(spec: DataSpec) -> Iterator[Document]:
@@ -42,9 +49,11 @@ def read_documents(spec: DataSpec) -> Iterator[Document]:
     is refused.
 
     Raises:
-        SpecError: a source is missing, empty or malformed, or an id repeats.
+        SpecError: a source is missing, empty or malformed, an id repeats, or features differ in
+            number.
     """
-    return islice(_all(spec), spec.max_documents)
+    documents = islice(_all(spec), spec.max_documents)
+    return documents if spec.reads_text else _alike(documents)
 
 
 def _all(spec: DataSpec) -> Iterator[Document]:
@@ -57,9 +66,28 @@ def _all(spec: DataSpec) -> Iterator[Document]:
             empty = False
             own = record.get("id") if own_ids else None
             name = _unique(own if isinstance(own, str) and own else name, index, seen, field)
-            yield Document(name, _content(record, format_of(source), field, name), index)
+            format = format_of(source)
+            label = -1
+            if isinstance(format, LabelledText | Features):
+                label = label_of(record, format, field, name)
+            yield Document(name, _content(record, format, field, name), index, label)
         if empty:
             raise SpecError(field, "gives no document", "Remove the source or fill it")
+
+
+def _alike(documents: Iterator[Document]) -> Iterator[Document]:
+    """Documents of equally many features."""
+    first: Document | None = None
+    for document in documents:
+        first = first or document
+        if len(document.content) != len(first.content):
+            raise SpecError(
+                f"data.sources.{document.source}",
+                f"document {document.id!r} has {len(document.content)} numbers, and "
+                f"{first.id!r} has {len(first.content)}",
+                "Give every record equally many",
+            )
+        yield document
 
 
 def _unique(name: str, index: int, seen: dict[str, int], field: str) -> str:
@@ -78,8 +106,10 @@ def _unique(name: str, index: int, seen: dict[str, int], field: str) -> str:
 
 def _content(record: Mapping[str, Any], format: Format, field: str, name: str) -> Content:
     match format:
-        case PlainText():
+        case PlainText() | LabelledText():
             return _text(record, format.field, field, name)
+        case Features():
+            return features_of(record, format, field, name)
         case Completion():
             return (
                 _text(record, format.prompt, field, name),

@@ -18,9 +18,11 @@ from orchestrator.spec.data import (
     Completion,
     CsvSource,
     DatasetSource,
+    Features,
     Format,
     ImportSource,
     JsonlSource,
+    LabelledText,
     Messages,
     ParquetSource,
     PlainText,
@@ -69,11 +71,6 @@ def source_files(source: Source, field: str) -> list[Path] | None:
             return None
 
 
-def format_of(source: Source) -> Format:
-    """How a source's records become tokens."""
-    return PlainText() if isinstance(source, TextSource) else source.format
-
-
 def columns_of(format: Format) -> tuple[str, ...]:
     """Fields of a record that a format reads."""
     match format:
@@ -81,6 +78,15 @@ def columns_of(format: Format) -> tuple[str, ...]:
             return (format.field,)
         case Completion():
             return (format.prompt, format.completion)
+        case LabelledText():
+            return (format.field, *_label(format))
+        case Features():
+            fields = [format.fields] if isinstance(format.fields, str) else format.fields
+            return (*fields, *_label(format))
+
+
+def _label(format: LabelledText | Features) -> tuple[str, ...]:
+    return () if format.label is None else (format.label,)
 
 
 def _file(path: str, field: str) -> Path:

@@ -1,7 +1,8 @@
 """Samples on disk: a folder of flat little-endian arrays, written once and mapped by readers.
 
 Files of one part: `tokens.i32`, `mask.u8`, `offsets.i64` (where each sample begins), `ids.u8`
-(UTF-8) and `id_offsets.i64`. Shape letters: S samples, n tokens of a sample, N tokens in all.
+(UTF-8), `id_offsets.i64` and `labels.i32`. A token is 32 bits: of features it is a float32's.
+Shape letters: S samples, n tokens of a sample, N tokens in all.
 """
 
 from collections.abc import Iterable
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .tokenise import Sample
+from .tokenise import Sample, wanted_positions
 
 FILES = {
     "tokens.i32": np.dtype("<i4"),
@@ -21,6 +22,7 @@ FILES = {
     "offsets.i64": np.dtype("<i8"),
     "ids.u8": np.dtype("u1"),
     "id_offsets.i64": np.dtype("<i8"),
+    "labels.i32": np.dtype("<i4"),
 }
 
 
@@ -34,6 +36,7 @@ class SampleStore:
     _offsets: np.ndarray  # [S + 1] int64
     _ids: np.ndarray  # [bytes] uint8
     _id_offsets: np.ndarray  # [S + 1] int64
+    _labels: np.ndarray  # [S] int32
 
     @classmethod
     def open(cls, folder: Path, version: str) -> "SampleStore":
@@ -52,6 +55,7 @@ class SampleStore:
             np.cumsum([0, *(len(s.tokens) for s in kept)], dtype=np.int64),
             np.frombuffer(b"".join(ids), np.uint8),
             np.cumsum([0, *map(len, ids)], dtype=np.int64),
+            np.array([s.label for s in kept], np.int32),
         )
 
     def __len__(self) -> int:
@@ -69,6 +73,15 @@ class SampleStore:
     def loss_mask(self, index: int) -> np.ndarray:
         """[n] bool: tokens that are to be learned; the first never is."""
         return np.asarray(self._mask[self._offsets[index] : self._offsets[index + 1]]).view(bool)
+
+    def label(self, index: int) -> int:
+        """The class of a classified sample; -1 for others."""
+        return int(self._labels[index])
+
+    def wanted(self, index: int) -> np.ndarray:
+        """[n] bool: positions that bear loss: before each token that is to be learned; the last of
+        a classified sample."""
+        return wanted_positions(self.loss_mask(index), self.label(index))
 
     def id(self, index: int) -> str:
         """The document's id, with `#<piece>` where the document was split."""
@@ -104,6 +117,7 @@ class StoreWriter:
         self._write("offsets.i64", [self._end])
         self._files["ids.u8"].write(name)
         self._write("id_offsets.i64", [self._id_end])
+        self._write("labels.i32", [sample.label])
 
     def _write(self, name: str, values: Any) -> None:
         self._files[name].write(np.asarray(values, dtype=FILES[name]).tobytes())

@@ -27,24 +27,42 @@ BATCH_CHARACTERS = 1 << 21
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A document or piece of one. `loss_mask[0]` is False: nothing in the sample predicts it."""
+    """A document or piece of one. `loss_mask[0]` is False: nothing in the sample predicts it.
+
+    A classified sample has a label, and no token to learn.
+    """
 
     id: str
-    tokens: np.ndarray  # [n] int32
+    tokens: np.ndarray  # [n] int32: ids, or the bits of float32 features
     loss_mask: np.ndarray  # [n] bool
+    label: int = -1  # the class; -1: none, as in text to be continued
+
+    @property
+    def wanted(self) -> np.ndarray:
+        """[n] bool: positions that bear loss."""
+        return wanted_positions(self.loss_mask, self.label)
+
+
+def wanted_positions(loss_mask: np.ndarray, label: int) -> np.ndarray:
+    """[n] bool: before each token that is to be learned; the last of a classified sample."""
+    wanted = np.append(loss_mask[1:], False)
+    if label >= 0:
+        wanted[-1:] = True
+    return wanted[: len(loss_mask)]
 
 
 def encoded_documents(
     documents: Iterable[Document],
     formats: Sequence[Format],
-    tokenizer: TextTokenizer,
-    tokenizer_folder: str,
+    tokenizer: TextTokenizer | None,
+    tokenizer_folder: str | None,
     workers: int,
 ) -> Iterator[tuple[Document, Encoded]]:
     """Every document with its tokens, in order.
 
     Args:
         formats: one per source of the job.
+        tokenizer: None for features.
         workers: processes; 1 means this one.
     """
     batches = _batches(documents)
@@ -64,6 +82,23 @@ def encoded_documents(
                 yield from zip(done, future.result(), strict=True)
         for done, future in waiting:
             yield from zip(done, future.result(), strict=True)
+
+
+def classified(
+    document: Document, encoded: Encoded, context: int | None, rule: Literal["truncate", "drop"]
+) -> list[Sample]:
+    """The one sample of a classifier's document, or none.
+
+    Args:
+        context: of text; None: whatever its length. What closes a text stays when it is truncated.
+    """
+    tokens = encoded.tokens
+    if context is not None and len(tokens) > context:
+        if rule == "drop":
+            return []
+        begun = len(tokens) - encoded.closing
+        tokens = np.concatenate([tokens[: context - encoded.closing], tokens[begun:]])
+    return [Sample(document.id, tokens, np.zeros(len(tokens), bool), document.label)]
 
 
 def cut(
@@ -103,13 +138,15 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 def _characters(document: Document) -> int:
     content = document.content
+    if isinstance(content, np.ndarray):
+        return len(content)
     if isinstance(content, list):
         return sum(len(str(message.get("content", ""))) for message in content)
     return len(content) if isinstance(content, str) else sum(map(len, content))
 
 
 def _encode(
-    tokenizer: TextTokenizer, formats: Sequence[Format], batch: list[Document]
+    tokenizer: TextTokenizer | None, formats: Sequence[Format], batch: list[Document]
 ) -> list[Encoded]:
     encoded: list[Encoded] = []
     for source, documents in groupby(batch, key=lambda document: document.source):

@@ -27,7 +27,8 @@ def fresh_config(
 
     Args:
         fields: `model_type` and that type's config fields.
-        tokenizer: folder of the tokenizer; None leaves the vocabulary to `fields`.
+        tokenizer: folder of the tokenizer; None, as for features, leaves the vocabulary to
+            `fields`.
         text: a causal model, whose special tokens are the tokenizer's and not the family's.
         field: dotted path of the model in the job, for messages.
 

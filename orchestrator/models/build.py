@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_model as load_weights
 from torch import nn
 
 from orchestrator.errors import SpecError
@@ -20,6 +21,7 @@ from orchestrator.spec.models import ModelSpec
 from .architecture import fresh_config
 from .folder import check_folder, is_adapter
 from .hub import snapshot
+from .made import Made, is_made, made_by, read_made
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,11 @@ def build_module(
     seed: int,
     resolve: Resolve | None,
     field: str,
-) -> nn.Module:
-    """The module of a spec's one source; arguments and errors as in `load.load_model`."""
+) -> tuple[nn.Module, Made | None]:
+    """The module of a spec's one source, and how it was made if by an import path.
+
+    Arguments and errors as in `load.load_model`.
+    """
     kind, value = spec.source
     match kind:
         case "path":
@@ -53,15 +58,25 @@ def build_module(
                 raise ValueError(f"{field}.{kind} needs `resolve` to find its folder; pass it")
             return _from_folder(resolve(kind, value), spec, device, f"{field}.{kind}")
         case "architecture":
-            return _fresh(value, spec, tokenizer, seed, field)
+            return _fresh(value, spec, tokenizer, seed, field), None
         case _:
-            return _imported(value, spec, seed, field)
+            made = made_by(value, spec.arguments, field)
+            return _imported(made, spec, seed, f"{field}.import"), made
 
 
-def _from_folder(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Module:
+def _from_folder(
+    folder: str, spec: ModelSpec, device: str, field: str
+) -> tuple[nn.Module, Made | None]:
     found = check_folder(folder, spec, field)
+    if is_made(folder):
+        made = read_made(folder, field)
+        return _with_weights(_imported(made, spec, 0, field), folder, spec, field), made
     if is_adapter(folder):
-        return _from_adapter(folder, found, spec, device, field)
+        return _from_adapter(folder, found, spec, device, field), None
+    return _pretrained(folder, spec, device, field), None
+
+
+def _pretrained(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Module:
     arguments: dict[str, Any] = {
         "dtype": getattr(torch, spec.dtype),
         "attn_implementation": spec.attention,
@@ -97,7 +112,8 @@ def _from_adapter(
             f"{folder} is an adapter of {base!r}, which is no folder on this machine",
             "Put the base there, or export the student with lora.export: merged",
         )
-    module = _from_folder(base, spec, device, field)
+    check_folder(base, spec, field)
+    module = _pretrained(base, spec, device, field)
     merged: nn.Module = PeftModel.from_pretrained(module, folder).merge_and_unload()  # type: ignore[arg-type, operator]
     return merged
 
@@ -166,7 +182,7 @@ def _fresh(
     fields: dict[str, Any], spec: ModelSpec, tokenizer: str | None, seed: int, field: str
 ) -> nn.Module:
     text = spec.task == "causal_lm"
-    config = fresh_config(fields, tokenizer if text else None, field, text=text)
+    config = fresh_config(fields, tokenizer, field, text=text)
     auto = _auto_class(config, spec, field)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -193,9 +209,9 @@ def _blame_attention(error: Exception, spec: ModelSpec, field: str) -> None:
         ) from error
 
 
-def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:
+def _imported(source: Made, spec: ModelSpec, seed: int, field: str) -> nn.Module:
+    target = source.target
     where, _, name = target.partition(":")
-    field = f"{field}.import"
     try:
         made: Any = importlib.import_module(where)
         for part in name.split("."):
@@ -207,8 +223,8 @@ def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            module = made(**spec.arguments)
-        except TypeError as error:
+            module = made(**source.arguments)
+        except (TypeError, ValueError) as error:
             raise SpecError(
                 field, f"{target} refuses its arguments ({error})", "Mend arguments"
             ) from error
@@ -216,4 +232,18 @@ def _imported(target: str, spec: ModelSpec, seed: int, field: str) -> nn.Module:
         raise SpecError(
             field, f"{target} returned {type(module).__name__}", "Return a torch.nn.Module"
         )
+    return module.to(getattr(torch, spec.dtype))
+
+
+def _with_weights(module: nn.Module, folder: str, spec: ModelSpec, field: str) -> nn.Module:
+    """The module with the weights of its export."""
+    file = Path(folder) / "model.safetensors"
+    try:
+        load_weights(module, file)
+    except (RuntimeError, OSError) as error:
+        raise SpecError(
+            field,
+            f"{file} does not hold the weights of {type(module).__name__} ({error})",
+            "Use the code that it was trained with, or train it again",
+        ) from error
     return module.to(getattr(torch, spec.dtype))

@@ -1,8 +1,10 @@
-"""A trained student -> a plain Hugging Face folder, and a sample of what it writes.
+"""A trained student -> a folder that loads anywhere, and a sample of what it writes.
 
-Promises: the folder holds safetensors, config, generation config and tokenizer files, and loads
-with `from_pretrained` anywhere; tied weights stay tied; it appears whole or not at all; the module
-in hand is left as it was. Imports torch and transformers; never ray, deepspeed or mlflow.
+Promises: of a transformers model the folder holds safetensors, config, generation config and
+tokenizer files, and loads with `from_pretrained`; of an imported module safetensors and
+`stillhouse.json`, and loads where its code does. Tied weights stay tied; the folder appears whole
+or not at all; the module in hand is left as it was. Imports torch and transformers; never ray,
+deepspeed or mlflow.
 """
 
 import shutil
@@ -19,6 +21,7 @@ from orchestrator.spec.models import LoraSpec
 
 from .forward import evaluating, forward_logits, input_device, unwrapped
 from .lora import has_lora, merged_state
+from .made import Made, write_made
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
@@ -32,16 +35,18 @@ def export_folder(
     tokenizer_folder: str | None,
     target: str | Path,
     lora: LoraSpec | None = None,
+    made: Made | None = None,
 ) -> Path:
     """Write a student as a folder that `AutoModelForCausalLM.from_pretrained` loads.
 
     Args:
         module: a transformers model, with or without peft's wrapper. Of any other module only
-            `model.safetensors` is written: its own code is what builds it.
+            `model.safetensors` is written, and what `made` says: its own code is what builds it.
         tokenizer_folder: whose tokenizer files are copied in; None for models without text.
         target: the folder to make; replaced if it exists.
         lora: of a wrapped module; its `export` says whether adapters are merged into the base or
             written alone.
+        made: how the module is made, if by an import path.
 
     Returns:
         The folder.
@@ -52,7 +57,7 @@ def export_folder(
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        _save(module, draft, lora)
+        _save(module, draft, lora, made)
         if tokenizer_folder is not None:
             _copy_tokenizer(Path(tokenizer_folder), draft)
         if target.exists():
@@ -92,7 +97,7 @@ def generate(module: nn.Module, tokenizer: Any, prompt: str, tokens: int) -> str
     return tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
-def _save(module: nn.Module, folder: Path, lora: LoraSpec | None) -> None:
+def _save(module: nn.Module, folder: Path, lora: LoraSpec | None, made: Made | None) -> None:
     saved: Any = module
     if lora is not None and lora.export == "merged":
         saved = unwrapped(module)
@@ -102,6 +107,8 @@ def _save(module: nn.Module, folder: Path, lora: LoraSpec | None) -> None:
     else:
         folder.mkdir()
         save_model(module, str(folder / "model.safetensors"))
+        if made is not None:
+            write_made(folder, made)
 
 
 def _copy_tokenizer(source: Path, folder: Path) -> None:

@@ -12,12 +12,15 @@ from typing import Any
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import ModelSpec
 
+from .made import MADE_FILE, is_made, read_made
+
 PICKLED_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HEADER_LIMIT = 100 << 20  # safetensors' own limit on its header, bytes
 
 
 def check_folder(path: str | Path, spec: ModelSpec, field: str) -> dict[str, Any]:
-    """Refuse a folder that is not a complete, safe model in Hugging Face layout.
+    """Refuse a folder that is not a complete, safe model in Hugging Face layout, or an imported
+    module's export.
 
     Args:
         path: the folder.
@@ -25,7 +28,8 @@ def check_folder(path: str | Path, spec: ModelSpec, field: str) -> dict[str, Any
         field: dotted path of the field that named the folder, for messages.
 
     Returns:
-        The folder's config.json, or adapter_config.json where it holds a LoRA adapter.
+        The folder's config.json, or adapter_config.json where it holds a LoRA adapter; nothing of
+        an imported module.
 
     Raises:
         SpecError: missing folder or config, code that would run, missing, torn or pickled weights.
@@ -33,6 +37,9 @@ def check_folder(path: str | Path, spec: ModelSpec, field: str) -> dict[str, Any
     folder = Path(path)
     if not folder.is_dir():
         raise SpecError(field, f"is {str(path)!r}, which is no folder", _near(folder))
+    if is_made(folder):
+        _check_made(folder, spec, field)
+        return {}
     adapter = is_adapter(folder)
     name = "adapter_config.json" if adapter else "config.json"
     config = _read_json(folder / name, field)
@@ -50,6 +57,17 @@ def check_folder(path: str | Path, spec: ModelSpec, field: str) -> dict[str, Any
         )
     _check_weights(folder, "adapter_model" if adapter else "model", spec, field)
     return config
+
+
+def _check_made(folder: Path, spec: ModelSpec, field: str) -> None:
+    made = read_made(folder, field)
+    if not spec.allow_remote_code:
+        raise SpecError(
+            field,
+            f"{folder / MADE_FILE} names Python code to import ({made.target})",
+            f"Read that code, then set {_sibling(field, 'allow_remote_code')}: true",
+        )
+    _check_weights(folder, "model", spec, field)
 
 
 def is_adapter(folder: str | Path) -> bool:

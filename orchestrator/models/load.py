@@ -20,6 +20,7 @@ from .build import MODEL_ERRORS, Resolve, build_module
 from .fingerprint import role_fingerprint
 from .forward import packing_is_exact
 from .head import HeadForm, find_head_form, head_of, output_layer
+from .made import Made
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Loaded:
     """The transformers config; None for an imported module that has none."""
     attention: str
     head_form: HeadForm | None = None
+    made: Made | None = None
+    """What makes the module, if it came by an import path."""
 
     def head(self) -> Head | None:
         """The output head with the module's live parameters, or None; see `head.head_of`."""
@@ -46,7 +49,9 @@ class Loaded:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all that decides the outputs; of the weights as they are when first read."""
-        return role_fingerprint(self.module, attention=self.attention)
+        # An import's arguments may change what its module does without changing its weights.
+        edits = "" if self.made is None else self.made.text
+        return role_fingerprint(self.module, attention=self.attention, edits=edits)
 
     @cached_property
     def packing_is_exact(self) -> bool:
@@ -71,9 +76,10 @@ def load_model(
         spec: where the model comes from and how it is run. An `import` source names a callable
             that returns an `nn.Module` when called with `arguments`. A causal one is called as
             `module(input_ids=[R, T] int64, position_ids=[R, T] int64)`, without `position_ids` if
-            its forward does not take them; a classifier as `module(**inputs)`. Either returns
-            logits, [R, T, V] or [R, V], or an object with `.logits`. An imported classifier has a
-            `num_labels`.
+            its forward does not take them; a classifier as `module(**inputs)`: a text's
+            `input_ids` and `attention_mask`, padded on the right, or the features' argument, float
+            [R, ...]. Either returns logits, [R, T, V] or [R, V], or an object with `.logits`. An
+            imported classifier has a `num_labels`.
         device: a torch device, or `auto` to lay the layers over all GPUs this process sees.
         tokenizer: folder of the job's tokenizer; gives a fresh architecture its vocabulary.
         for_training: the module is in training mode and its weights take gradients.
@@ -91,11 +97,11 @@ def load_model(
             "is flash_attention_2, which needs a GPU, and this process has device cpu",
             "Use sdpa, or give the process a GPU",
         )
-    module = build_module(spec, device, tokenizer, seed, resolve, field)
+    module, made = build_module(spec, device, tokenizer, seed, resolve, field)
     if device != "auto":
         module.to(device)
     module.requires_grad_(for_training).train(for_training)
-    loaded = _describe(module, spec, field)
+    loaded = _describe(module, made, spec, field)
     if packing and spec.task == "causal_lm":
         _check_packing(loaded, field)
     if not for_training:
@@ -103,7 +109,7 @@ def load_model(
     return loaded
 
 
-def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
+def _describe(module: nn.Module, made: Made | None, spec: ModelSpec, field: str) -> Loaded:
     config: Any = getattr(module, "config", None)
     form = _head_form(module, field) if spec.task == "causal_lm" else None
     linear = output_layer(module) if spec.task == "causal_lm" else None
@@ -129,6 +135,7 @@ def _describe(module: nn.Module, spec: ModelSpec, field: str) -> Loaded:
         config=config,
         attention=spec.attention,
         head_form=form,
+        made=made,
     )
 
 

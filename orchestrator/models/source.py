@@ -15,17 +15,18 @@ from .folder import is_adapter, weight_files
 _NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "encoding", "max_queue", "path"}
 
 
-def source_digest(spec: RoleSpec, *, deterministic: bool) -> str | None:
-    """Hash of a model folder's configs and weights, and of how they are loaded and run.
+def source_digest(spec: RoleSpec, *, deterministic: bool, reads: str = "tokens") -> str | None:
+    """Hash of a model folder's configs and weights, and of how they are loaded, run and asked.
 
-    Reads the weights once. None where files do not tell: an import, a fresh architecture, an
-    adapter (its base lies elsewhere), weights that are not safetensors, code beside the weights.
+    Reads the weights once. `reads` is as in `RoleDescription`. None where files do not tell: an
+    import, a fresh architecture, an adapter (its base lies elsewhere), weights that are not
+    safetensors, code beside the weights.
     """
     if spec.path is None or spec.allow_pickle or spec.allow_remote_code or is_adapter(spec.path):
         return None
     folder = Path(spec.path)
     how = spec.model_dump(mode="json", by_alias=True, exclude=_NOT_OUTPUTS)
-    how |= {"deterministic": deterministic, "gpu": spec.resources.gpus > 0}
+    how |= {"deterministic": deterministic, "gpu": spec.resources.gpus > 0, "reads": reads}
     total = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for file in sorted([*folder.glob("*.json"), *weight_files(folder)]):
         with file.open("rb") as stream:

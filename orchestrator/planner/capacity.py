@@ -72,7 +72,7 @@ class Plan:
     workers: int
     rows_per_worker: int  # rows of a step on one rank
     micro_batches: int  # forwards of a step on one rank
-    tokens_per_step: int  # positions of a global batch, padding included
+    tokens_per_step: int  # positions of a global batch, padding included; or its samples
     resources: Mapping[str, float]  # of all processes together, by Ray's names
     roles: tuple[RolePlan, ...]
     student_parameters: int | None
@@ -102,7 +102,7 @@ def plan(job: JobSpec, inventory: Inventory | None, earlier: Sequence[JobSpec] =
         workers=training.workers,
         rows_per_worker=training.global_batch // training.workers,
         micro_batches=training.global_batch // (training.workers * training.micro_batch),
-        tokens_per_step=training.global_batch * job.data.context,
+        tokens_per_step=training.global_batch * _row_positions(job),
         resources=_sums(_needs(job)),
         roles=roles,
         student_parameters=student.parameters,
@@ -148,7 +148,8 @@ def bytes_per_position(encoding: EncodingSpec, size: ModelSize, role: str = "rol
 def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
     role = job.roles[name]
     position = bytes_per_position(role.encoding, size, name)
-    request = None if position is None else position * job.training.micro_batch * job.data.context
+    positions = job.training.micro_batch * _row_positions(job)
+    request = None if position is None else position * positions
     in_window = None if request is None else max(1, job.pool.window_bytes // request)
     head: int | None = 0
     if isinstance(role.encoding, HiddenEncoding):
@@ -163,6 +164,11 @@ def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
         head_bytes=head,
         window_requests=None if in_window is None else min(in_window, job.pool.window_requests),
     )
+
+
+def _row_positions(job: JobSpec) -> int:
+    """Positions of a row that may bear loss: a classifier's row is one sample."""
+    return 1 if job.data.task == "classifier" else job.data.context
 
 
 def _warnings(job: JobSpec, roles: Sequence[RolePlan]) -> list[str]:

@@ -17,9 +17,11 @@ from orchestrator.spec.data import (
     CsvSource,
     DatasetSource,
     DataSpec,
+    Features,
     Format,
     ImportSource,
     JsonlSource,
+    LabelledText,
     ParquetSource,
     Source,
     TextSource,
@@ -48,7 +50,8 @@ def check_sources(data: DataSpec, field: str) -> None:
         for index, source in enumerate(data.sources)
     ]
     known = [size for size in sizes if size is not None]
-    if len(known) == len(sizes) and sum(known) < data.context:
+    short = data.task == "causal_lm" and sum(known) < data.context
+    if len(known) == len(sizes) and short:
         raise SpecError(
             f"{field}.sources",
             f"hold {sum(known)} bytes, too short for one sequence of {data.context} tokens "
@@ -143,18 +146,31 @@ def _check_parquet(source: ParquetSource, field: str) -> None:
 
 
 def _check_names(wanted: Format, names: Sequence[str], field: str, where: str) -> None:
-    pairs = (
-        [("prompt", wanted.prompt), ("completion", wanted.completion)]
-        if isinstance(wanted, Completion)
-        else [("field", wanted.field)]
-    )
-    for key, name in pairs:
+    for key, name in _named(wanted):
         if name not in names:
             raise SpecError(
                 f"{field}.{key}",
                 f"{name!r} is not in {where}",
                 f"Use one of: {', '.join(names) or 'none there'}",
             )
+
+
+def _named(format: Format) -> list[tuple[str, str]]:
+    """(key of the format, field of a record that it names)."""
+    match format:
+        case Completion():
+            return [("prompt", format.prompt), ("completion", format.completion)]
+        case Features():
+            fields = [format.fields] if isinstance(format.fields, str) else format.fields
+            return [*(("fields", name) for name in fields), *_label(format)]
+        case LabelledText():
+            return [("field", format.field), *_label(format)]
+        case _:
+            return [("field", format.field)]
+
+
+def _label(format: Features | LabelledText) -> list[tuple[str, str]]:
+    return [] if format.label is None else [("label", format.label)]
 
 
 def _existing(path: str, field: str) -> Path:

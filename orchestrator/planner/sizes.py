@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.models.folder import is_adapter, weight_files
+from orchestrator.models.made import is_made
 from orchestrator.spec import JobSpec
 from orchestrator.spec.models import ModelSpec
 
@@ -27,7 +28,7 @@ class ModelSize:
 
     parameters: int | None = None
     width: int | None = None  # of the last hidden state
-    vocabulary: int | None = None
+    vocabulary: int | None = None  # or classes
 
 
 def model_size(
@@ -41,11 +42,14 @@ def model_size(
         vocabulary: ids of the job's tokenizer: what a fresh architecture gets by default.
     """
     kind, value = spec.source
+    classifier = spec.task == "classifier"
     if kind == "architecture":
-        return _from_config({"vocab_size": vocabulary, **value}, None)
+        return _from_config({"vocab_size": vocabulary, **value}, None, classifier)
+    if kind == "path" and is_made(value):
+        return ModelSize(parameters=_stored_parameters(Path(value)))
     if kind == "path" and Path(value).is_dir() and not is_adapter(value):
         config = json.loads((Path(value) / "config.json").read_text(encoding="utf-8"))
-        return _from_config(config, _stored_parameters(Path(value)))
+        return _from_config(config, _stored_parameters(Path(value)), classifier)
     if kind == "job":
         for index, job in enumerate(earlier):
             if job.name == value:
@@ -53,14 +57,20 @@ def model_size(
     return ModelSize()
 
 
-def _from_config(config: Mapping[str, Any], stored: int | None) -> ModelSize:
+def _from_config(config: Mapping[str, Any], stored: int | None, classifier: bool) -> ModelSize:
     nested = config.get("text_config")
     text = {**config, **nested} if isinstance(nested, Mapping) else config
     return ModelSize(
         parameters=stored if stored is not None else estimate_parameters(text),
         width=_first(text, _WIDTH),
-        vocabulary=_first(text, ("vocab_size",)),
+        vocabulary=_classes(config) if classifier else _first(text, ("vocab_size",)),
     )
+
+
+def _classes(config: Mapping[str, Any]) -> int | None:
+    """Classes of a classifier's config: it names them, or transformers' default of two holds."""
+    named = config.get("id2label")
+    return _first(config, ("num_labels",)) or (len(named) if isinstance(named, Mapping) else 2)
 
 
 def estimate_parameters(config: Mapping[str, Any]) -> int | None:

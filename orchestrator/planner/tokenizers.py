@@ -14,7 +14,7 @@ from orchestrator.spec.models import ModelSpec
 
 
 def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> None:
-    """Refuse a job without a tokenizer, or whose models' tokenizers differ.
+    """Refuse a job on text without a tokenizer, or whose models' tokenizers differ.
 
     Args:
         job: the job.
@@ -24,6 +24,8 @@ def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> N
     Raises:
         SpecError: names the model, both folders and the remedy.
     """
+    if not job.data.reads_text:
+        return
     found = local_tokenizers(job, earlier)
     for field, folder in found.items():
         if not has_tokenizer(folder):
@@ -53,7 +55,9 @@ def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> N
 
 
 def job_tokenizer(job: JobSpec, earlier: Sequence[JobSpec]) -> str | None:
-    """The folder of a job's tokenizer, if it is on this machine."""
+    """The folder of a job's tokenizer, if it reads text and this is on this machine."""
+    if not job.data.reads_text:
+        return None
     return next(iter(local_tokenizers(job, earlier).values()), None)
 
 

@@ -2,7 +2,7 @@
 
 from .client import PoolClient
 from .dispatch import Counts
-from .plan import PoolPlan
+from .plan import PoolPlan, readings
 from .pool import Pool
 from .records import Engine, Membership, PoolHandle, RoleDescription, RoleLoad
 
@@ -16,4 +16,5 @@ __all__ = [
     "PoolPlan",
     "RoleDescription",
     "RoleLoad",
+    "readings",
 ]

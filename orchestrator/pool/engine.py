@@ -1,4 +1,5 @@
-"""The engine behind a replica: one model of ours, run in eager torch.
+"""The engine behind a replica: one causal model of ours, run in eager torch; classifiers have
+theirs in `classifier`.
 
 Torch and the model room are imported inside the replica only, so that a driver can name `load_role`
 without loading either.
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.errors import SpecError
 from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
     AttentionAsk,
@@ -22,6 +24,7 @@ from orchestrator.signals.records import (
 from orchestrator.spec.models import RoleSpec
 
 from .answers import wanted_counts
+from .classifier import ClassifierEngine
 from .forwards import CPU_TOKENS, GPU_TOKENS, Rows, arrange, lay_out
 from .records import RoleLoad
 
@@ -42,10 +45,10 @@ class ModelEngine:
     """
 
     def __init__(self, role: str, loaded: "Loaded", *, deterministic: bool = False) -> None:
-        from orchestrator.models.capture import Inside, inside
+        from orchestrator.models.capture import inside
         from orchestrator.models.forward import backbone, input_device
 
-        found = inside(loaded.module) if loaded.task == "causal_lm" else Inside()
+        found = inside(loaded.module)
         self._loaded, self._role = loaded, role
         self._device = input_device(loaded.module)
         self._has_backbone = backbone(loaded.module) is not None
@@ -147,7 +150,7 @@ class ModelEngine:
         return RoleOutputs(hidden, head, logits, captured, samples, rows.place)
 
 
-def load_role(what: RoleLoad) -> ModelEngine:
+def load_role(what: RoleLoad) -> "ModelEngine | ClassifierEngine":
     """Load a role's model in this process; the default `Loader`.
 
     Raises:
@@ -170,7 +173,15 @@ def load_role(what: RoleLoad) -> ModelEngine:
         seed=what.seed,
         field=f"roles.{what.role}",
     )
-    return ModelEngine(what.role, loaded, deterministic=what.deterministic)
+    if loaded.task == "causal_lm":
+        return ModelEngine(what.role, loaded, deterministic=what.deterministic)
+    if what.reading is None:
+        raise SpecError(
+            f"roles.{what.role}.task",
+            "is classifier, and nothing says how it reads its samples",
+            "Start the pool with a job whose data have format labelled_text or features",
+        )
+    return ClassifierEngine(what.role, loaded, what.reading, deterministic=what.deterministic)
 
 
 def _device(spec: RoleSpec) -> str:

@@ -54,7 +54,9 @@ def needed(spec: JobSpec, data: TokenData, has_head: Mapping[str, bool]) -> list
     ]
     compared = spec.compared_role
     if compared is not None and len(data.held_out):
-        rows = held_out_rows(data.held_out, spec.data.context, spec.evaluation.rows)
+        rows = held_out_rows(
+            data.held_out, spec.data.row_tokens, spec.evaluation.rows, packing=spec.data.packing
+        )
         samples = tuple(sample for row in rows for sample in row)
         ask = exact_ask(has_head=has_head[compared])
         asked.append(Needed(compared, ask, data.held_out, samples))
@@ -101,7 +103,7 @@ class LabelJob:
 
     spec: JobSpec
     run_id: str
-    tokenizer: str  # folder or hub id
+    tokenizer: str | None  # folder or hub id; None: the data are no text
     data_folder: str  # node-local folder for prepared data
     pool: PoolHandle
     cache: CacheHandle
@@ -164,7 +166,7 @@ class Labeller:
 
     def _nbytes(self, part: Needed, samples: Sequence[int]) -> int:
         """Bytes of the answers about some samples."""
-        positions = sum(int(part.store.loss_mask(i)[1:].sum()) for i in samples)
+        positions = sum(int(part.store.wanted(i).sum()) for i in samples)
         return positions * position_bytes(part.ask, self._source.describe(part.role))
 
     def _part(self, index: int, part: Needed, missing: Sequence[int]) -> Iterator[Labelled]:

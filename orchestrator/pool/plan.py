@@ -3,11 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.data import Reading, reading_of
+from orchestrator.spec import JobSpec
 from orchestrator.spec.models import RoleSpec
 
 from .engine import load_role
 from .records import Loader, RoleLoad
 from .supervise import Policy
+
+
+def readings(job: JobSpec) -> dict[str, Reading]:
+    """How the roles of a job read its samples; nothing for causal models."""
+    reading = reading_of(job.data)
+    return {} if reading is None else dict.fromkeys(job.used_roles, reading)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +29,7 @@ class PoolPlan:
     restart_window_s: float | None = None  # only deaths this recent count; None: all
     deterministic: bool = False
     seed: int = 0  # of fresh weights
+    readings: Mapping[str, Reading] = field(default_factory=dict)  # by role that is a classifier
     env: Mapping[str, str] = field(default_factory=dict)  # environment variables of replicas
     load: Loader = load_role
     lease_s: float = 120.0  # an ephemeral pool whose driver is silent this long ends itself
@@ -41,4 +50,5 @@ class PoolPlan:
 
     def load_of(self, role: str) -> RoleLoad:
         """What a replica of a role loads."""
-        return RoleLoad(role, self.roles[role], self.deterministic, self.seed)
+        reading = self.readings.get(role)
+        return RoleLoad(role, self.roles[role], self.deterministic, self.seed, reading)

@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from orchestrator.data import Reading
 from orchestrator.errors import StillhouseError
 from orchestrator.signals.records import HeadRecord, Request, RoleDescription
 from orchestrator.spec.models import RoleSpec
@@ -41,6 +42,7 @@ class RoleLoad:
     spec: RoleSpec
     deterministic: bool = False  # torch's deterministic kernels only
     seed: int = 0  # of fresh weights
+    reading: Reading | None = None  # how a classifier reads its samples
 
 
 Loader = Callable[[RoleLoad], Engine]

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 
-from orchestrator.data import prepare
+from orchestrator.data import prepare, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.source import source_digest
 from orchestrator.signals.cache.notes import read_note, write_note
@@ -19,10 +19,20 @@ log = logging.getLogger(__name__)
 def note_sources(
     cache: Cache, sources: dict[str, str | None], fingerprints: dict[str, str]
 ) -> None:
-    """After labelling: keep which fingerprint each role's folder has, by `source_digest`."""
+    """After labelling: keep which fingerprint each role's folder has, by `role_digest`."""
     for role, digest in sources.items():
         if digest is not None:
             write_note(cache.handle.path, f"source-{digest}", fingerprints[role])
+
+
+def role_digest(job: JobSpec, role: str) -> str | None:
+    """The `source_digest` of a job's role; None where its files do not tell."""
+    reading = reading_of(job.data)
+    return source_digest(
+        job.roles[role],
+        deterministic=job.deterministic,
+        reads="tokens" if reading is None else reading.label,
+    )
 
 
 def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
@@ -33,7 +43,7 @@ def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for role in job.used_roles:
-        digest = source_digest(job.roles[role], deterministic=job.deterministic)
+        digest = role_digest(job, role)
         if digest is None:
             raise SpecError(
                 f"roles.{role}",
@@ -51,7 +61,7 @@ def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
     return found
 
 
-def check_stock(job: JobSpec, cache: Cache, tokenizer: str, data_folder: str) -> None:
+def check_stock(job: JobSpec, cache: Cache, tokenizer: str | None, data_folder: str) -> None:
     """Refuse a job without a pool whose signals are not all in the cache.
 
     Raises:

@@ -138,6 +138,7 @@ class RoleDescription:
     parameters: int
     layers: Mapping[str, int] = field(default_factory=dict)  # width of modules' outputs by path
     attention: Mapping[str, int] = field(default_factory=dict)  # heads of those that tell it
+    reads: str = "tokens"  # what its samples are to it; of a classifier, `Reading.label`
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,6 @@ from orchestrator.data import Flat, Order, Row, SampleStore, collate, end_to_end
 from orchestrator.data.collate import NumpyBatch
 from orchestrator.data.format import encode
 from orchestrator.data.read import Content, Document
-from orchestrator.data.sources import format_of
 from orchestrator.data.tokenise import Sample
 from orchestrator.data.tokenizer import TextTokenizer, load_tokenizer
 from orchestrator.models.load import Loaded
@@ -69,7 +68,7 @@ def check_data(job: JobSpec, train: SampleStore, tokenizer: str) -> Iterator[Fin
     ):
         yield Finding(job.name, "alignment", what, "data", float(len(off)), 0.0, _first(off))
     loaded = load_tokenizer(tokenizer)
-    formats = {format_of(source).kind: format_of(source) for source in job.data.sources}
+    formats = {format.kind: format for format in job.data.formats}
     for kind, format in formats.items():
         off = _wrong_words(loaded, format, job.data.context)
         what = f"planted {kind}: what is learned is not what was planted"

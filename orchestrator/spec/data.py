@@ -207,6 +207,11 @@ class DataSpec(Spec):
         return not isinstance(self.formats[0], Features)
 
     @property
+    def row_tokens(self) -> int | None:
+        """Tokens in a row; None: a row is one sample, however many numbers it has."""
+        return self.context if self.reads_text else None
+
+    @property
     def has_labels(self) -> bool:
         """Whether samples have targets of their own: a text always has."""
         first = self.formats[0]

@@ -57,7 +57,7 @@ def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     target = f"{root.rstrip('/')}/export"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "export"
-        export_folder(module, job.tokenizer, folder, lora)
+        export_folder(module, job.tokenizer, folder, lora, loaded.made)
         generated = _sample(job, folder)
         if fs.exists(target):
             fs.rm(target, recursive=True)

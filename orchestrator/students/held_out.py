@@ -11,7 +11,7 @@ from orchestrator.data import (
     NumpyBatch,
     Row,
     SampleStore,
-    collate,
+    collation,
     end_to_end,
     held_out_rows,
     share,
@@ -41,8 +41,8 @@ class HeldOut:
         compared_role: str | None,
     ) -> None:
         self._engine, self._store, self._questions = engine, store, questions
-        self._context = spec.data.context
-        rows = list(held_out_rows(store, spec.data.context, spec.evaluation.rows))
+        self._collate, data = collation(spec.data), spec.data
+        rows = held_out_rows(store, data.row_tokens, spec.evaluation.rows, packing=data.packing)
         unit = world * spec.training.micro_batch
         rows += [()] * (-len(rows) % unit)
         self._parts = share(rows, rank, world, spec.training.micro_batch) if rows else []
@@ -67,7 +67,7 @@ class HeldOut:
         """(batch, request id) pairs, asking as far ahead as the window allows."""
         asked: deque[tuple[NumpyBatch, str | None]] = deque()
         for index, rows in enumerate(self._parts):
-            batch = collate(self._store, rows, self._context)
+            batch = self._collate(self._store, rows)
             asked.append((batch, self._ask(rows, index)))
             while asked and not (self._questions and self._questions.source.room()):
                 yield asked.popleft()

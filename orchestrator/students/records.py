@@ -42,7 +42,7 @@ class StudentJob:
     spec: JobSpec
     run_id: str
     run_folder: str  # folder or fsspec URI
-    tokenizer: str  # folder or hub id
+    tokenizer: str | None  # folder or hub id; None: the data are no text
     cache_folder: str  # node-local folder for prepared data
     pool: "PoolHandle | None" = None  # None: nobody computes signals
     cache: "CacheHandle | None" = None  # None: signals are not kept

@@ -55,6 +55,12 @@ def load_student(job: StudentJob) -> Loaded:
     if spec.student.trainable is not None:
         apply_trainable(loaded.module, spec.student.trainable)
     if spec.training.gradient_checkpointing:
-        enable: Any = loaded.module.gradient_checkpointing_enable
+        enable: Any = getattr(loaded.module, "gradient_checkpointing_enable", None)
+        if enable is None:
+            raise SpecError(
+                "training.gradient_checkpointing",
+                f"is true, and {type(loaded.module).__name__} is no transformers model",
+                "Remove it",
+            )
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return loaded

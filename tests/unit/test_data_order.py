@@ -93,8 +93,8 @@ def test_rows_that_do_not_divide_are_refused() -> None:
 
 def test_held_out_rows_are_the_same_whatever_else_the_data_holds() -> None:
     lengths = [3, 5, 8, 2, 7, 4]
-    rows = held_out_rows(store_of(lengths, "a"), 10, None)
-    assert held_out_rows(store_of(lengths, "b"), 10, None) == rows
-    assert held_out_rows(store_of(lengths, "b"), 10, 2) == rows[:2]
+    rows = held_out_rows(store_of(lengths, "a"), 10, None, packing=True)
+    assert held_out_rows(store_of(lengths, "b"), 10, None, packing=True) == rows
+    assert held_out_rows(store_of(lengths, "b"), 10, 2, packing=True) == rows[:2]
     assert sorted(i for row in rows for i in row) == list(range(6))
-    assert held_out_rows(store_of([]), 10, 4) == []
+    assert held_out_rows(store_of([]), 10, 4, packing=True) == []

@@ -1,0 +1,83 @@
+"""How a classified sample's words become a model's inputs, for student and served roles alike.
+
+A word is 32 bits: a token id of a text, or a float32 of features. So whatever stores, sends or
+hashes a sample knows one kind only, and here alone the words are told apart. Numpy only.
+
+Shape letters: R rows (samples), n words of a sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.spec.data import DataSpec, Features
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a classifier is given of a sample."""
+
+    input: str | None = None
+    """Argument of the model that takes features; None: the words are a text's token ids."""
+    shape: tuple[int, ...] | None = None
+    """Of one sample's features; None: all in a row."""
+
+    @property
+    def label(self) -> str:
+        """The same for readings that give a model the same."""
+        if self.input is None:
+            return "text"
+        return f"{self.input}[{','.join(map(str, self.shape or ()))}]"
+
+
+def reading_of(spec: DataSpec) -> Reading | None:
+    """How a classifier reads a job's samples; None for causal models."""
+    if spec.task == "causal_lm":
+        return None
+    first = spec.formats[0]
+    if not isinstance(first, Features):
+        return Reading()
+    return Reading(first.input_name, None if first.shape is None else tuple(first.shape))
+
+
+def inputs_of(
+    reading: Reading, samples: Sequence[np.ndarray], words: int = 1
+) -> dict[str, np.ndarray]:
+    """A classifier's inputs by name, a row a sample.
+
+    Args:
+        reading: of the samples.
+        samples: [n] int32 each; one without words is an empty row.
+        words: n of features, which is the same for all.
+
+    Returns:
+        Text: `input_ids` and `attention_mask`, int64 [R, longest], padded on the right. An empty
+        row attends to its first padding: attention over nothing is no number. Features: float32
+        [R, *shape], zeros in empty rows.
+
+    Raises:
+        ValueError: a sample has another number of words than the others, or than the shape.
+    """
+    if reading.input is None:
+        return _text(samples)
+    shape = (words,) if reading.shape is None else reading.shape
+    lengths = {len(sample) for sample in samples if len(sample)}
+    if not lengths <= {words} or int(np.prod(shape)) != words:
+        raise ValueError(
+            f"samples of {sorted(lengths)} numbers do not make a {reading.input} of shape "
+            f"{list(shape)}; ask about samples of the data that the role was started for"
+        )
+    rows = np.zeros((len(samples), words), np.int32)
+    for row, sample in zip(rows, samples, strict=True):
+        row[: len(sample)] = sample
+    return {reading.input: rows.view(np.float32).reshape(len(samples), *shape)}
+
+
+def _text(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    shape = (len(samples), max([1, *map(len, samples)]))
+    ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for row, sample in enumerate(samples):
+        ids[row, : len(sample)] = sample
+        mask[row, : max(1, len(sample))] = 1
+    return {"input_ids": ids, "attention_mask": mask}

@@ -1,0 +1,149 @@
+"""Small classifiers of features and images, by import path: for studies and tests.
+
+    student: {import: "orchestrator.models.reference:mlp", task: classifier,
+              arguments: {inputs: 64, classes: 10}}
+
+Promises: no batch statistics and no dropout, so the output of a sample depends on it alone; the
+switch of the skips (`residual`) leaves names and shapes of parameters, and fresh weights, as they
+are. Imports torch only.
+
+Shape letters: R samples, V classes.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Activation = Literal["relu", "gelu", "tanh"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+    "tanh": torch.tanh,
+}
+
+
+def mlp(
+    inputs: int,
+    classes: int,
+    width: int = 64,
+    depth: int = 2,
+    activation: Activation = "relu",
+    residual: bool = True,
+) -> "MLP":
+    """A perceptron with `depth` hidden blocks; called as `module(features=[R, inputs])` -> [R, V].
+
+    Args:
+        inputs: numbers of a sample.
+        classes: V.
+        width: of the hidden layers.
+        depth: blocks of width by width after the first layer; 0: one hidden layer.
+        activation: after each hidden layer.
+        residual: each block adds to what it is given; False: the same layers without skips.
+
+    Raises:
+        ValueError: a size is not positive, or the activation is unknown.
+    """
+    _check(activation, inputs=inputs, classes=classes, width=width, depth=depth + 1)
+    return MLP(inputs, classes, width, depth, _ACTIVATIONS[activation], residual)
+
+
+def conv(
+    channels: int,
+    size: int,
+    classes: int,
+    width: int = 16,
+    depth: int = 2,
+    activation: Activation = "relu",
+    residual: bool = True,
+) -> "Conv":
+    """A convolutional net; called as `module(pixel_values=[R, channels, size, size])` -> [R, V].
+
+    Args:
+        channels: of an image.
+        size: its height and width.
+        classes: V.
+        width: channels of the hidden layers.
+        depth: blocks of two 3 by 3 convolutions; each but the first halves the image.
+        activation: after each convolution.
+        residual: each block adds to what it is given; False: the same layers without skips.
+
+    Raises:
+        ValueError: a size is not positive, the image is too small, or the activation is unknown.
+    """
+    _check(activation, channels=channels, classes=classes, width=width, depth=depth)
+    if size < 2 ** (depth - 1):
+        raise ValueError(f"size is {size}, and {depth} blocks need {2 ** (depth - 1)}; lower depth")
+    return Conv(channels, classes, width, depth, _ACTIVATIONS[activation], residual)
+
+
+class MLP(nn.Module):
+    """See `mlp`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        width: int,
+        depth: int,
+        activation: Callable[[Tensor], Tensor],
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.num_labels = classes
+        self._activation, self._residual = activation, residual
+        self.first = nn.Linear(inputs, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[R, inputs] -> [R, V]."""
+        x = self._activation(self.first(features))
+        for block in self.blocks:
+            y = self._activation(block(x))
+            x = x + y if self._residual else y
+        return self.head(x)
+
+
+class Conv(nn.Module):
+    """See `conv`."""
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        width: int,
+        depth: int,
+        activation: Callable[[Tensor], Tensor],
+        residual: bool,
+    ) -> None:
+        super().__init__()
+        self.num_labels = classes
+        self._activation, self._residual = activation, residual
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+            for _ in range(depth)
+        )
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """[R, channels, size, size] -> [R, V]."""
+        x = self._activation(self.first(pixel_values))
+        for index, block in enumerate(self.blocks):
+            if index:
+                x = nn.functional.max_pool2d(x, 2)
+            y = x
+            for layer in block:  # type: ignore[attr-defined]  # a ModuleList of two
+                y = self._activation(layer(y))
+            x = x + y if self._residual else y
+        return self.head(x.mean((2, 3)))
+
+
+def _check(activation: str, **sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} is too small ({size}); give a positive number")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; use one of {', '.join(_ACTIVATIONS)}")

@@ -1,0 +1,142 @@
+"""The engine behind a replica of a classifier: a row of logits a sample.
+
+Torch and the model room are imported inside the replica only, as in `engine`.
+
+Shape letters: R samples of a forward, V classes.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orchestrator.data import Reading, inputs_of
+from orchestrator.errors import SpecError
+from orchestrator.signals.layouts import empty
+from orchestrator.signals.records import (
+    FullAsk,
+    HeadRecord,
+    Request,
+    RoleDescription,
+    SampledAsk,
+    SignalAsk,
+    TopKAsk,
+)
+
+from .answers import wanted_counts
+from .forwards import CPU_TOKENS, GPU_TOKENS, arrange
+
+if TYPE_CHECKING:
+    from orchestrator.models.load import Loaded
+    from orchestrator.signals.encodings import RoleOutputs
+
+FEATURE_WORDS = 1 << 16
+"""Numbers of one forward at most: 1024 digits of 8 by 8, 21 images of 3 by 32 by 32."""
+
+
+class ClassifierEngine:
+    """`Engine` over a loaded classifier. The answer about a sample is at its last word.
+
+    Deterministic: every sample runs alone. Otherwise samples share a forward, texts padded on the
+    right and masked; an imported module is never asked to honour the mask, so its texts run alone.
+
+    Args:
+        role: its name.
+        loaded: the classifier.
+        reading: how it reads a sample.
+    """
+
+    def __init__(
+        self, role: str, loaded: "Loaded", reading: Reading, *, deterministic: bool = False
+    ) -> None:
+        from orchestrator.models.forward import input_device
+
+        self._loaded, self._reading = loaded, reading
+        self._device = input_device(loaded.module)
+        if reading.input is not None:
+            self._words = FEATURE_WORDS
+        else:
+            self._words = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
+        alone = deterministic or (reading.input is None and loaded.made is not None)
+        if alone:
+            self._words = 1
+        # The last bits of an answer depend on these, and a cache must not mix them.
+        how = f"{self._device.type}{'-alone' if alone else ''}/{reading.label}"
+        self._description = RoleDescription(
+            role,
+            f"{loaded.fingerprint}/{how}",
+            loaded.vocabulary,
+            loaded.width,
+            sum(p.numel() for p in loaded.module.parameters()),
+            reads=reading.label,
+        )
+
+    def describe(self) -> RoleDescription:
+        """What is loaded."""
+        return self._description
+
+    def head(self) -> HeadRecord | None:
+        """None: a classifier answers with its logits."""
+        return None
+
+    def forward(self, request: Request) -> dict[str, np.ndarray]:
+        """Arrays as the request's ask declares them.
+
+        Raises:
+            SpecError: the ask is not about logits.
+            ValueError: the request is malformed, or a value is not finite or overflows the wire.
+        """
+        import torch
+
+        from orchestrator.signals.encodings import encode
+
+        _check(request.ask, self._description.role)
+        samples = _samples(request)
+        answer = empty(request.ask, self._description, len(samples))
+        for group in arrange([len(sample) for sample in samples], self._words):
+            with torch.inference_mode():
+                part = encode(request.ask, self._outputs(request.ask, [samples[i] for i in group]))
+            for name, array in part.items():
+                answer[name][group] = array
+        return answer
+
+    def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
+        """One forward."""
+        import torch
+
+        from orchestrator.models.forward import classify
+        from orchestrator.signals.encodings import RoleOutputs
+        from orchestrator.signals.encodings.uniforms import token_hash
+
+        arrays = inputs_of(self._reading, samples, len(samples[0]))
+        inputs = {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items()}
+        logits = classify(self._loaded.module, inputs)
+        if not isinstance(ask, SampledAsk):
+            return RoleOutputs(logits=logits)
+        hashes = np.array([token_hash(sample) for sample in samples], np.uint64)
+        places = np.array([len(sample) - 1 for sample in samples])
+        return RoleOutputs(logits=logits, samples=hashes, positions=places)
+
+
+def _check(ask: SignalAsk, role: str) -> None:
+    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk):
+        raise SpecError(
+            f"roles.{role}.encoding",
+            f"is {ask.kind}, and a classifier answers with logits only",
+            "Use full, topk or sampled",
+        )
+
+
+def _samples(request: Request) -> list[np.ndarray]:
+    """The samples that are asked about, [n] int32 each.
+
+    Raises:
+        ValueError: a position is wanted that is not a sample's last.
+    """
+    counts, ends = wanted_counts(request), np.cumsum(request.lengths)
+    asked = np.flatnonzero(counts)
+    if not (counts[asked] == 1).all() or not request.wanted[ends[asked] - 1].all():
+        raise ValueError(
+            f"request {request.request_id} wants positions inside a sample; a classifier answers "
+            "at the last one"
+        )
+    return [request.tokens[ends[i] - request.lengths[i] : ends[i]] for i in asked]
