@@ -78,6 +78,11 @@ def test_the_report_is_one_file_that_needs_nothing_from_outside(tmp_path: Path) 
     assert not re.search(r"url\(|@import|https?://", page)
 
 
+def test_steps_that_a_restart_did_again_are_told(tmp_path: Path) -> None:
+    page = write_report(_spool(tmp_path), {"pool": {"asked": 8, "replayed_steps": 3}})
+    assert re.search(r"steps done again after a restart\D+3\b", page.read_text(encoding="utf-8"))
+
+
 def test_everything_that_came_from_a_job_is_escaped(tmp_path: Path) -> None:
     page = write_report(
         _spool(tmp_path),
