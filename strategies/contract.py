@@ -16,6 +16,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from .specs import Number
+
 IGNORED = -100
 """Target of a position that bears no loss."""
 
@@ -166,8 +168,8 @@ class Term(Protocol):
         """Roles and kinds of answer needed."""
         ...
 
-    def numbers(self, step: int, total_steps: int) -> Mapping[str, float]:
-        """Values of the term's schedules at a step by field name, `weight` first."""
+    def numbers(self) -> Mapping[str, Number]:
+        """Its numbers, plain or schedules, by field name, `weight` first."""
         ...
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:

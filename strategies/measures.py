@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .specs import Measure
+from .specs.measures import OF_ROLES
 from .targets import normal_entropy
 from .view import View, likeliest, log_softmax
 
 
 def needs_role(measure: Measure) -> bool:
     """Whether a role's logits are looked at."""
-    return measure.startswith("role_") or measure in ("dissimilarity", "gap")
+    return measure in OF_ROLES
 
 
 def needs_student(measure: Measure) -> bool:

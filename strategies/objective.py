@@ -1,5 +1,8 @@
 """An objective as callables: what it asks, its numbers at a step, its counts, its loss.
 
+Its numbers may be schedules that follow what is measured: their state is the caller's, a plain
+value that goes in and comes out, and that a checkpoint keeps.
+
 The loss may be called inside a module's forward (the head's, under ZeRO-3): the head's weight
 comes through `Outputs.head` and its gradient flows to that parameter. All vocabulary terms share
 one chunked pass; a term of another kind is an `OwnTerm` beside them.
@@ -13,41 +16,46 @@ import torch
 from torch import Tensor
 
 from . import measuring, schedules
+from .adaptive import Memory, first_memory, observed, quantity_of
 from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term
 from .linear import logits_loss, vocabulary_loss
 from .measuring import Wanted, measure
 from .parts import Part
+from .progress import Progress
 from .specs import (
+    AdaptiveSchedule,
     CrossEntropySpec,
     DivergenceSpec,
     ImportedTerm,
     LogitsDistanceSpec,
+    MeasureTerm,
+    Number,
     ObjectiveSpec,
     RoleTerm,
     TermSpec,
 )
 from .targets import Target
+from .watched import WatchedMeasure
+
+State = dict[str, Memory]
+"""What adaptive schedules remember, by the key of their number."""
 
 _PART_FIELDS = {field.name for field in fields(Part)}
 
 
 def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
-    """The callables of a spec. Names are the terms' kinds, with `_2`, `_3` for repeats.
-
-    `compiled` is that of `linear.vocabulary_loss`.
-    """
-    seen: dict[str, int] = {}
+    """The callables of a spec. `compiled` is that of `linear.vocabulary_loss`."""
     terms: list[VocabularyTerm] = []
     others: list[OwnTerm] = []
-    for term in spec.terms:
-        kind = term.target.rpartition(":")[2] if isinstance(term, ImportedTerm) else term.kind
-        seen[kind] = seen.get(kind, 0) + 1
-        name = f"{kind}_{seen[kind]}" if seen[kind] > 1 else kind
+    watched: list[WatchedMeasure] = []
+    for name, term in zip(spec.names, spec.terms, strict=True):
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
+        elif isinstance(term, MeasureTerm):
+            watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
-    return Objective(tuple(terms), tuple(others), compiled=compiled)
+    return Objective(tuple(terms), tuple(others), tuple(watched), compiled)
 
 
 def _imported(spec: ImportedTerm) -> CustomTerm:
@@ -81,9 +89,9 @@ class OutsideTerm:
         """Logits of the spec's roles."""
         return tuple(Ask(role) for role in self.spec.served_roles)
 
-    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
+    def numbers(self) -> Mapping[str, Number]:
         """The weight."""
-        return {"weight": schedules.value(self.spec.weight, step, total_steps)}
+        return self.spec.numbers()
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """As the inner term says."""
@@ -107,12 +115,9 @@ class VocabularyTerm:
         """The logits of the term's roles, if it has any."""
         return tuple(Ask(role) for role in self.spec.served_roles)
 
-    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
+    def numbers(self) -> Mapping[str, Number]:
         """The spec's numbers that may move, `weight` first."""
-        return {
-            name: schedules.value(number, step, total_steps)
-            for name, number in self.spec.numbers().items()
-        }
+        return self.spec.numbers()
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """Positions that the term looks at, scalar float32."""
@@ -191,6 +196,7 @@ class Objective:
 
     vocabulary: tuple[VocabularyTerm, ...]
     others: tuple[OwnTerm, ...] = ()
+    watched: tuple[WatchedMeasure, ...] = ()
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -201,18 +207,57 @@ class Objective:
     @property
     def terms(self) -> tuple[Term, ...]:
         """All terms, in order."""
-        return (*self.vocabulary, *self.others)
+        return (*self.vocabulary, *self.others, *self.watched)
 
     def asks(self) -> tuple[Ask, ...]:
         """What the terms want to know of which role, each once, in order of first use."""
         return tuple(dict.fromkeys(ask for term in self.terms for ask in term.asks()))
 
-    def numbers(self, step: int, total_steps: int) -> dict[str, float]:
-        """The value of every schedule at optimiser step `step` (from 0) of `total_steps`."""
+    def start(self) -> State:
+        """The state of all adaptive schedules before the first step."""
+        return {key: first_memory(number) for key, (_, number) in self._adaptive().items()}
+
+    def numbers(self, at: Progress, state: State) -> dict[str, float]:
+        """The value of every number at a step.
+
+        Args:
+            at: the step.
+            state: after the steps before it: of `start`, then of `observe`.
+        """
         return {
-            f"{term.name}.{field}": number
+            key: schedules.value(number, at, state.get(key))
+            for key, (_, number) in self._numbers().items()
+        }
+
+    def observe(self, state: State, means: Mapping[str, float], at: Progress) -> State:
+        """The state after a step; the one given is left as it is.
+
+        Args:
+            state: before the step.
+            means: by term, its global mean in this step; without those whose count was 0, which
+                leave what follows them as it was.
+            at: the step.
+        """
+        found = dict(state)
+        for key, (term, number) in self._adaptive().items():
+            quantity = quantity_of(number, term)
+            if quantity in means:
+                found[key] = observed(number, state[key], means[quantity], at)
+        return found
+
+    def _numbers(self) -> dict[str, tuple[str, Number]]:
+        """By key: the term that has it, and the number."""
+        return {
+            f"{term.name}.{field}": (term.name, number)
             for term in self.terms
-            for field, number in term.numbers(step, total_steps).items()
+            for field, number in term.numbers().items()
+        }
+
+    def _adaptive(self) -> dict[str, tuple[str, AdaptiveSchedule]]:
+        return {
+            key: (term, number)
+            for key, (term, number) in self._numbers().items()
+            if isinstance(number, AdaptiveSchedule)
         }
 
     def counts(
@@ -257,13 +302,14 @@ class Objective:
                 cannot answer a temperature.
         """
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
-        loss, totals = None, {}
+        losses: list[Tensor] = []
+        totals: dict[str, Tensor] = {}
         for seen, terms in _by_batch(self.terms, batch, asked):
             shown = outputs if seen is batch else _narrowed(outputs, batch, seen)
-            part, sums = self._seen(shown, seen, terms, signals, own, scales)
-            loss = part if loss is None else loss + part
+            parts, sums = self._seen(shown, seen, terms, signals, own, scales)
+            losses += parts
             totals |= sums
-        assert loss is not None  # an objective has terms
+        loss = sum(losses[1:], start=losses[0])  # not every term is a measure
         return loss, {term.name: totals[term.name] for term in self.terms}
 
     def _seen(
@@ -274,37 +320,38 @@ class Objective:
         signals: Signals,
         own: Mapping[str, Mapping[str, float]],
         scales: Mapping[str, float],
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss and the sums of the terms that see the same positions."""
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Parts of the loss, and the sums, of the terms that see the same positions."""
         shared = [term for term in terms if isinstance(term, VocabularyTerm)]
-        totals: dict[str, Tensor] = {}
-        loss: Tensor | None = None
+        watched = [term for term in terms if isinstance(term, WatchedMeasure)]
+        wanted = [one for term in (*shared, *watched) for one in term.measures()]
+        known = measure(wanted, batch.kept_targets, signals, outputs) if wanted else {}
+        totals = {term.name: term.total(known) for term in watched}
+        losses: list[Tensor] = []
         if shared:
-            loss, sums = self._vocabulary(outputs, batch, shared, signals, own, scales)
-            totals = {term.name: sums[i] for i, term in enumerate(shared)}
+            loss, sums = self._vocabulary(outputs, batch, shared, known, signals, own, scales)
+            losses.append(loss)
+            totals |= {term.name: sums[i] for i, term in enumerate(shared)}
         for term in self.others:
             if term not in terms:
                 continue
             total = term.total(outputs, batch, signals, own[term.name])
-            scaled = float(scales[term.name]) * total
-            loss = scaled if loss is None else loss + scaled
+            losses.append(float(scales[term.name]) * total)
             totals[term.name] = total.detach()
-        assert loss is not None
-        return loss, totals
+        return losses, totals
 
     def _vocabulary(
         self,
         outputs: Outputs,
         batch: Batch,
         terms: Sequence[VocabularyTerm],
+        known: Mapping[Wanted, Tensor],
         signals: Signals,
         numbers: Mapping[str, Mapping[str, float]],
         scales: Mapping[str, float],
     ) -> tuple[Tensor, Tensor]:
         """Scaled sum and [terms] totals, through the head in chunks or from logits as they are."""
         targets = batch.kept_targets
-        asked = [one for term in terms for one in term.measures()]
-        known = measure(asked, targets, signals, outputs) if asked else {}
         parts = [
             term.part(numbers[term.name], float(scales[term.name]), batch, known) for term in terms
         ]

@@ -38,6 +38,8 @@ from strategies.contract import (
     TopKSignal,
 )
 from strategies.objective import build_objective
+from strategies.progress import Progress
+from strategies.schedules import value
 from strategies.specs import CrossEntropySpec, ForwardKLSpec, ObjectiveSpec
 
 from .bounds import SERVED_KL, SERVED_SHARE, UNIT, VALUE_SHARE
@@ -320,7 +322,7 @@ def _width(student: Outputs) -> int:
 
 def _moment(spec: ForwardKLSpec | CrossEntropySpec) -> Moment:
     [term] = build_objective(ObjectiveSpec(terms=[spec])).vocabulary
-    return Moment(term, "", dict(term.numbers(0, 1)))
+    return Moment(term, "", {name: value(n, Progress(0, 1)) for name, n in term.numbers().items()})
 
 
 def _where(specimen: Specimen, place: Place) -> str:

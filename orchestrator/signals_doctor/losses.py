@@ -12,6 +12,9 @@ from orchestrator.data import Order, SampleStore
 from orchestrator.spec import JobSpec
 from strategies.contract import Batch, Head, LogitSignal, Outputs
 from strategies.objective import Objective, VocabularyTerm, build_objective
+from strategies.progress import Progress
+from strategies.schedules import value
+from strategies.specs import AdaptiveSchedule, Number, extremes
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +41,11 @@ class Moment:
 def moments(job: JobSpec, train: SampleStore) -> list[Moment]:
     """Each term of the objective at its first step, and at its last if its numbers change."""
     found: list[Moment] = []
-    last = total_steps(job, train)
+    first, last = _ends(job, train)
     for term in build_objective(job.objective).vocabulary:
-        start, end = (term.numbers(step, last) for step in (0, last - 1))
+        moving = term.numbers().items()
+        start = {name: _at(number, first, 0) for name, number in moving}
+        end = {name: _at(number, last, 1) for name, number in moving}
         for numbers in (start, end):
             del numbers["weight"]  # the loss is linear in it
         if start == end:
@@ -50,13 +55,23 @@ def moments(job: JobSpec, train: SampleStore) -> list[Moment]:
     return found
 
 
-def total_steps(job: JobSpec, train: SampleStore) -> int:
-    """Optimiser steps of a job."""
-    training, data = job.training, job.data
+def _at(number: Number, at: Progress, side: int) -> float:
+    """A number at a step; one that follows what is measured, at one of its extremes."""
+    if isinstance(number, AdaptiveSchedule):
+        return extremes(number)[side]
+    return value(number, at)
+
+
+def _ends(job: JobSpec, train: SampleStore) -> tuple[Progress, Progress]:
+    """The first and the last optimiser step of a job."""
+    training = job.training
     if training.steps is not None:
-        return training.steps
-    order = Order(train, data.context, training.global_batch, job.seed, data.packing)
-    return sum(order.steps_per_epoch(epoch) for epoch in range(training.epochs or 0))
+        steps = training.steps
+        return Progress(0, steps), Progress(steps - 1, steps)
+    order = Order(train, job.data.context, training.global_batch, job.seed, job.data.packing)
+    epochs = training.epochs or 0
+    steps = sum(order.steps_per_epoch(epoch) for epoch in range(epochs))
+    return Progress(0, steps, 0, epochs), Progress(steps - 1, steps, epochs - 1, epochs)
 
 
 def loss_of(

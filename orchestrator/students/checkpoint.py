@@ -23,7 +23,7 @@ import torch
 
 from orchestrator.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 

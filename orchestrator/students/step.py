@@ -17,6 +17,7 @@ from orchestrator.models.families import OwedLoss
 from orchestrator.spec.job import TrainingSpec
 from strategies.contract import Batch, Outputs
 from strategies.objective import Objective
+from strategies.progress import Progress
 
 from .collective import sum_over_ranks
 from .engine import Engine, learning_rate
@@ -66,11 +67,10 @@ class Stepper:
         engine: Engine,
         objective: Objective,
         training: TrainingSpec,
-        steps: int,
         owed: OwedLoss | None = None,
         watch: Watch | None = None,
     ) -> None:
-        """`steps` are those of the whole job, at which schedules end; `owed` is the student's.
+        """`owed` is the student's.
 
         `watch` is shown the outputs of every micro-batch, without gradients.
 
@@ -79,15 +79,19 @@ class Stepper:
         """
         self._owed, self._watch = owed, watch
         self._engine, self._objective = engine, objective
-        self._training, self._steps = training, steps
+        self._training = training
+        self.schedules = objective.start()
+        """State of the objective's adaptive schedules: a checkpoint's part, equal on all ranks."""
 
-    def step(self, step: int, micros: Sequence[Micro], tell: Told = dict) -> Stepped:
+    def step(self, at: Progress, micros: Sequence[Micro], tell: Told = dict) -> Stepped:
         """One update from this rank's micro-batches, of which every rank has equally many.
+
+        `at` says which step it is; schedules and the learning rate end with the job.
 
         Raises:
             NonFiniteLoss: on every rank alike, if any rank's loss is not a number.
         """
-        numbers = self._objective.numbers(step, self._steps)
+        numbers = self._objective.numbers(at, self.schedules)
         counts = self._global_counts(micros)
         scales = {
             term: numbers[f"{term}.weight"] * self._engine.gradient_factor / max(count, 1.0)
@@ -99,18 +103,22 @@ class Stepper:
         shared: dict[str, float] = {}
 
         def agree() -> None:
-            shared.update(self._agree(step, totals, tell()))
+            shared.update(self._agree(at.step, totals, tell()))
 
         spec = self._training
-        rate = learning_rate(spec.learning_rate, spec.optimizer.lr, step, self._steps)
+        rate = learning_rate(spec.learning_rate, spec.optimizer.lr, at.step, at.total_steps)
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1
             self._backward(micro, numbers, scales, totals, agree if last else None)
         norm = self._engine.gradient_norm()
         if not math.isfinite(norm):
-            raise NonFiniteLoss(step, f"gradient norm is {norm}; resume from the last checkpoint")
+            raise NonFiniteLoss(
+                at.step, f"gradient norm is {norm}; resume from the last checkpoint"
+            )
         losses = {term: shared.pop(f"total/{term}") / max(counts[term], 1.0) for term in counts}
+        means = {term: loss for term, loss in losses.items() if counts[term] > 0}
+        self.schedules = self._objective.observe(self.schedules, means, at)
         if self._owed is None:
             return Stepped(losses, numbers, rate, norm, shared)
         balance = shared.pop(f"total/{BALANCE}") / self._engine.gradient_factor

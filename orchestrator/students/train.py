@@ -17,6 +17,7 @@ from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDo
 from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.load import Loaded
 from strategies.objective import build_objective
+from strategies.progress import Progress
 
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
@@ -103,7 +104,7 @@ class Run:
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         self.stepper = Stepper(
-            self.engine, build_objective(spec.objective), spec.training, self.steps, owed
+            self.engine, build_objective(spec.objective), spec.training, owed
         )
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
@@ -178,13 +179,18 @@ class Run:
             micros = feed.step(step)
             waited = feed.wait_s - waited
             tokens = sum(micro.tokens for micro in micros)
-            done = self.stepper.step(step, micros, partial(self._tell, waited, tokens))
+            tell = partial(self._tell, waited, tokens)
+            done = self.stepper.step(self._progress(step), micros, tell)
             feed.commit(step, micros)
             metrics = self._account(done, time.monotonic() - began)
             self.reporter.event(StepDone(self.spec.name, step + 1, self.steps, metrics), step + 1)
             if step == start:
                 self.clock.lap("first_step")
             self._between_steps(step + 1, done.told["stop"] > 0, done.told["by_clock"] > 0)
+
+    def _progress(self, step: int) -> Progress:
+        epoch, _ = self.order.locate(step)
+        return Progress(step, self.steps, epoch, self.spec.training.epochs)
 
     def _tell(self, waited_s: float, tokens: int) -> dict[str, float]:
         """What this rank adds to the step's sum over ranks; rank 0 decides what all must do."""
@@ -259,6 +265,7 @@ class Run:
                 "tokens": self.tokens,
                 "loop_s": self.loop_s,
                 "wait_s": self.wait_s,
+                "schedules": self.stepper.schedules,
             },
             workers=self.world,
             zero=self.spec.training.zero,
@@ -287,6 +294,7 @@ class Run:
         state = self.checkpoints.read(manifest.step, self.engine.load)
         self.ledger = Ledger.restored(state["consumed"])
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
+        self.stepper.schedules = state["schedules"]
         self.replayed_steps = max(0, furthest - manifest.step)
         return manifest.step
 

@@ -4,6 +4,9 @@ Pydantic only: loads neither torch nor ray. `strategies.objective.build_objectiv
 into callables.
 """
 
+from .adaptive import AdaptiveSchedule as AdaptiveSchedule
+from .adaptive import FollowSchedule as FollowSchedule
+from .adaptive import TaidSchedule as TaidSchedule
 from .base import Spec as Spec
 from .measures import Measure as Measure
 from .measures import TemperatureBySpec as TemperatureBySpec
@@ -14,9 +17,12 @@ from .samples import HookSpec as HookSpec
 from .samples import SelectSpec as SelectSpec
 from .schedules import ConstantSchedule as ConstantSchedule
 from .schedules import CosineSchedule as CosineSchedule
+from .schedules import CyclicSchedule as CyclicSchedule
+from .schedules import ExponentialSchedule as ExponentialSchedule
 from .schedules import LinearSchedule as LinearSchedule
 from .schedules import Number as Number
 from .schedules import PiecewiseSchedule as PiecewiseSchedule
+from .schedules import PolynomialSchedule as PolynomialSchedule
 from .schedules import Schedule as Schedule
 from .schedules import StepSchedule as StepSchedule
 from .schedules import extremes as extremes
@@ -32,6 +38,7 @@ from .terms import ForwardKLSpec as ForwardKLSpec
 from .terms import ImportedTerm as ImportedTerm
 from .terms import JensenShannonSpec as JensenShannonSpec
 from .terms import LogitsDistanceSpec as LogitsDistanceSpec
+from .terms import MeasureTerm as MeasureTerm
 from .terms import ReverseKLSpec as ReverseKLSpec
 from .terms import RoleTerm as RoleTerm
 from .terms import SkewedForwardKLSpec as SkewedForwardKLSpec

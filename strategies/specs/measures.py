@@ -22,6 +22,10 @@ Measure = Literal[
 
 OF_LABELS: frozenset[Measure] = frozenset({"student_loss", "role_right"})
 """Measures that read the data's labels."""
+OF_ROLES: frozenset[Measure] = frozenset(
+    {"role_entropy", "role_confidence", "role_right", "dissimilarity", "gap"}
+)
+"""Measures that look at a role."""
 
 
 class WeighBySpec(Spec):

@@ -4,10 +4,14 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from .adaptive import FollowSchedule
 from .base import Spec
 from .samples import BetweenEpochs, SelectSpec
 from .schedules import Number, extremes
-from .terms import DivergenceSpec, TermSpec
+from .terms import DivergenceSpec, ImportedTerm, TermSpec
+
+RESERVED = ("total", "router_balance")
+"""Names that `loss/...` metrics have of their own."""
 
 
 class ObjectiveSpec(Spec):
@@ -38,6 +42,44 @@ class ObjectiveSpec(Spec):
         if all(extremes(term.weight)[1] == 0 for term in self.terms):
             raise ValueError("every term has weight 0; give at least one a weight above 0")
         return self
+
+    @model_validator(mode="after")
+    def _names_are_distinct(self) -> "ObjectiveSpec":
+        for index, name in enumerate(self.names):
+            if name in RESERVED:
+                raise ValueError(f"terms.{index} is called {name!r}, which metrics use; rename it")
+            if name in self.names[:index]:
+                raise ValueError(
+                    f"terms.{self.names.index(name)} and terms.{index} are both called {name!r}; "
+                    "give one of them another name"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _quantities_are_measured(self) -> "ObjectiveSpec":
+        for own, term in zip(self.names, self.terms, strict=True):
+            for field, number in term.numbers().items():
+                if isinstance(number, FollowSchedule) and number.quantity not in self.names:
+                    raise ValueError(
+                        f"{own}.{field} follows {number.quantity!r}, and the terms are called "
+                        f"{', '.join(self.names)}; name one of these, or add a term of kind "
+                        f"measure with name: {number.quantity}"
+                    )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Each term's name: its own, or its kind, with `_2`, `_3` where that repeats."""
+        names: list[str] = []
+        seen: dict[str, int] = {}
+        for term in self.terms:
+            if term.name is not None:
+                names.append(term.name)
+                continue
+            kind = term.target.rpartition(":")[2] if isinstance(term, ImportedTerm) else term.kind
+            seen[kind] = seen.get(kind, 0) + 1
+            names.append(f"{kind}_{seen[kind]}" if seen[kind] > 1 else kind)
+        return tuple(names)
 
     @property
     def served_roles(self) -> tuple[str, ...]:

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .base import Spec
-from .measures import OF_LABELS, TemperatureBySpec, WeighBySpec
+from .measures import OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .schedules import Number, within
 from .targets import TargetSpec
 
@@ -21,6 +21,8 @@ class TermBase(Spec):
     scheduled: ClassVar[tuple[str, ...]] = ("weight",)
     """Fields that may be schedules, `weight` first."""
 
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
     weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
     """What the term's mean counts in the loss."""
 
@@ -278,6 +280,43 @@ class LogitsDistanceSpec(RoleTerm):
     """Over the entries."""
 
 
+class MeasureTerm(TermBase):
+    """A measure of every position: reported as a loss is, followed by schedules, never trained on.
+
+    A measure of a role needs its encoding `full` or `hidden`.
+    """
+
+    encodings: ClassVar[tuple[str, ...]] = DENSE
+    kind: Literal["measure"]
+    measure: Measure
+    role: str | None = None
+    """The role that the measure looks at; absent: `teacher`, where it looks at one."""
+    weight: Annotated[Number, within(0.0, 0.0, remedy="nothing is learned from it; remove it")] = (
+        0.0
+    )
+
+    @property
+    def looked_at(self) -> str:
+        """The role, for measures that look at one."""
+        return "teacher" if self.role is None else self.role
+
+    @property
+    def served_roles(self) -> tuple[str, ...]:
+        return (self.looked_at,) if self.measure in OF_ROLES else ()
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.measure in OF_LABELS
+
+    @model_validator(mode="after")
+    def _role_is_looked_at(self) -> "MeasureTerm":
+        if self.role is not None and self.measure not in OF_ROLES:
+            raise ValueError(
+                f"role is {self.role!r}, and {self.measure} looks at none; remove role"
+            )
+        return self
+
+
 class ImportedTerm(TermBase):
     """A term of one's own: `package.module:function` called with `arguments`.
 
@@ -310,6 +349,7 @@ TermSpec = Annotated[
     | DecoupledSpec
     | UniversalSpec
     | LogitsDistanceSpec
+    | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),
 ]

@@ -20,6 +20,7 @@ from workload import WARM_STEPS
 
 from strategies.contract import Batch, Head, HiddenSignal, Outputs
 from strategies.objective import build_objective
+from strategies.progress import Progress
 from strategies.specs import ForwardKLSpec, ObjectiveSpec
 
 
@@ -60,7 +61,9 @@ def student_loop(folder: Path, work: list[Batch]) -> Callable[[Batch], None]:
         counts = objective.counts(batch, mine)
         scales = {term: 1.0 / float(count) for term, count in counts.items()}
         outputs = Outputs(hidden_states(student, batch)[batch.mask], Head(student.lm_head.weight))
-        loss, _ = objective.loss(outputs, batch, mine, objective.numbers(0, 1), scales)
+        loss, _ = objective.loss(
+            outputs, batch, mine, objective.numbers(Progress(0, 1), {}), scales
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()

@@ -44,6 +44,7 @@ from strategies.contract import (
     TopKSignal,
 )
 from strategies.objective import build_objective
+from strategies.progress import Progress
 from strategies.specs import ObjectiveSpec
 
 LADDER = (0.5, 1.0, 2.0, 4.0)
@@ -118,7 +119,7 @@ def measured(signal: Any, hidden: Tensor, head: Head, t: float) -> float:
         Outputs(hidden=hidden, head=head),
         Batch({}, grid, grid),
         {"teacher": signal},
-        objective.numbers(0, 1),
+        objective.numbers(Progress(0, 1), {}),
         {"forward_kl": 1.0},
     )
     return float(totals["forward_kl"]) / rows / t**2

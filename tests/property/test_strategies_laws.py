@@ -14,6 +14,7 @@ from strategies import divergences, heads
 from strategies.contract import DenseSignal, Head, LogitSignal, TopKSignal
 from strategies.linear import vocabulary_loss
 from strategies.parts import Part
+from strategies.progress import Progress
 from strategies.schedules import value
 from strategies.specs import (
     CosineSchedule,
@@ -276,4 +277,4 @@ def test_a_schedule_never_leaves_its_declared_extremes(
     number: Schedule, step: int, total_steps: int
 ) -> None:
     low, high = extremes(number)
-    assert low <= value(number, step, total_steps) <= high
+    assert low <= value(number, Progress(step, total_steps)) <= high

@@ -126,6 +126,7 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
     from orchestrator.students.module import StudentModule
     from orchestrator.students.step import Stepper
     from strategies.objective import build_objective
+    from strategies.progress import Progress
 
     spec = job(way)
     loaded = student(way.family)
@@ -144,8 +145,8 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
             gradients[name.removeprefix("model.")] = _whole_gradient(parameter)
         return {"ranks": 1.0}
 
-    stepper = Stepper(engine, build_objective(spec.objective), spec.training, 10, owed)
-    stepped = stepper.step(0, micros, read_gradients)
+    stepper = Stepper(engine, build_objective(spec.objective), spec.training, owed)
+    stepped = stepper.step(Progress(0, 10), micros, read_gradients)
     weights = engine.weights()
     engine.close()
     told = {"losses": stepped.losses, "loss": stepped.loss, "norm": stepped.gradient_norm}
@@ -168,6 +169,7 @@ def take_poisoned_step(folder: Path, rank: int) -> None:
     from orchestrator.students.module import StudentModule
     from orchestrator.students.step import Stepper
     from strategies.objective import build_objective
+    from strategies.progress import Progress
 
     way = Way(2, 2, 0, "llama", False)
     spec = job(way)
@@ -177,10 +179,10 @@ def take_poisoned_step(folder: Path, rank: int) -> None:
     teacher = load_file(folder / "teacher.safetensors")
     if rank == 1:
         teacher["hidden"].fill_(float("nan"))
-    stepper = Stepper(engine, build_objective(spec.objective), spec.training, 10)
+    stepper = Stepper(engine, build_objective(spec.objective), spec.training)
     raised = ""
     try:
-        stepper.step(3, _micros(way, rank, loaded.vocabulary, teacher))
+        stepper.step(Progress(3, 10), _micros(way, rank, loaded.vocabulary, teacher))
     except NonFiniteLoss as error:
         raised = str(error)
     same = [torch.equal(a, b) for a, b in zip(before, loaded.module.parameters(), strict=True)]

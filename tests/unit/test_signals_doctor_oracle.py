@@ -9,6 +9,8 @@ from orchestrator.signals_doctor import oracle
 from orchestrator.signals_doctor.losses import Moment
 from strategies.contract import Head, Outputs, SampledSignal
 from strategies.objective import build_objective
+from strategies.progress import Progress
+from strategies.schedules import value
 from strategies.specs import CrossEntropySpec, ObjectiveSpec
 
 N, D = 5, 7
@@ -29,7 +31,8 @@ TERMS = [
 def moment(temperature: float = 1.0, **term: object) -> Moment:
     spec = ObjectiveSpec.model_validate({"terms": [{**term, "temperature": temperature}]})
     [built] = build_objective(spec).vocabulary
-    return Moment(built, "", dict(built.numbers(0, 1)))
+    numbers = {name: value(number, Progress(0, 1)) for name, number in built.numbers().items()}
+    return Moment(built, "", numbers)
 
 
 def outputs(width: int, seed: int) -> Outputs:

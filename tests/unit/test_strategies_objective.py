@@ -21,7 +21,8 @@ from strategies.contract import (
     Signals,
 )
 from strategies.objective import Objective, build_objective
-from strategies.specs import ObjectiveSpec
+from strategies.progress import Progress
+from strategies.specs import Number, ObjectiveSpec
 
 ROWS, WIDTH, VOCABULARY = (3, 4), 5, 13
 
@@ -86,7 +87,7 @@ def test_numbers_are_the_schedules_at_the_step_by_term_and_field() -> None:
             "temperature": {"kind": "step", "start": 4, "factor": 0.5, "every": 2, "floor": 1},
         },
     )
-    numbers = objective.numbers(5, 10)
+    numbers = objective.numbers(Progress(5, 10), {})
     assert list(numbers.items()) == [
         ("cross_entropy.weight", 0.5),
         ("jensen_shannon.weight", 1.0),
@@ -111,7 +112,7 @@ def test_dense_outputs_and_outputs_with_a_head_give_one_loss(
     objective, batch = _objective(*MIXTURE), _batch(ignored)
     hidden, weight = _student(batch)
     signals = {"teacher": _signal(signal_kind, len(hidden))}
-    numbers = objective.numbers(0, 10)
+    numbers = objective.numbers(Progress(0, 10), {})
     scales = {"cross_entropy": 0.5, "forward_kl": 0.2, "reverse_kl": 0.3, "jensen_shannon": 0.7}
     answers = []
     for outputs in (Outputs(hidden=hidden, head=Head(weight)), Outputs(logits=hidden @ weight.t())):
@@ -133,8 +134,10 @@ def test_the_numbers_of_the_step_are_what_the_loss_uses() -> None:
     outputs, scales = Outputs(hidden=hidden, head=Head(weight)), {"forward_kl": 1.0}
     fixed = _objective({"kind": "forward_kl", "temperature": 2.0})
     for step, same in ((10, True), (0, False)):
-        loss, _ = objective.loss(outputs, batch, signals, objective.numbers(step, 10), scales)
-        other, _ = fixed.loss(outputs, batch, signals, fixed.numbers(0, 10), scales)
+        loss, _ = objective.loss(
+            outputs, batch, signals, objective.numbers(Progress(step, 10), {}), scales
+        )
+        other, _ = fixed.loss(outputs, batch, signals, fixed.numbers(Progress(0, 10), {}), scales)
         assert torch.equal(loss, other) == same
 
 
@@ -147,7 +150,7 @@ class MeanHidden:
     def asks(self) -> tuple[Ask, ...]:
         return (Ask("assistant"),)
 
-    def numbers(self, step: int, total_steps: int) -> Mapping[str, float]:
+    def numbers(self) -> Mapping[str, Number]:
         return {"weight": 1.0, "power": 2.0}
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
@@ -167,10 +170,10 @@ def test_a_term_of_another_kind_stands_beside_the_vocabulary_terms() -> None:
     hidden, weight = _student(batch)
     outputs = Outputs(hidden=hidden, head=Head(weight))
     assert objective.asks() == (Ask("assistant"),)
-    assert objective.numbers(0, 1)["mean_hidden.power"] == 2.0
+    assert objective.numbers(Progress(0, 1), {})["mean_hidden.power"] == 2.0
     assert float(objective.counts(batch, {})["mean_hidden"]) == 1.0
     scales = {"cross_entropy": 1.0, "mean_hidden": 0.25}
-    numbers = objective.numbers(0, 1)
+    numbers = objective.numbers(Progress(0, 1), {})
     both, totals = objective.loss(outputs, batch, {}, numbers, scales)
     alone, _ = plain.loss(outputs, batch, {}, numbers, scales)
     torch.testing.assert_close(both, alone + 0.25 * hidden.square().sum())
@@ -225,6 +228,6 @@ def test_a_signal_of_other_positions_is_refused(head: bool) -> None:
             outputs,
             batch,
             {"teacher": _signal("dense", 5)},
-            objective.numbers(0, 1),
+            objective.numbers(Progress(0, 1), {}),
             {"forward_kl": 1.0},
         )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from strategies.progress import Progress
 from strategies.schedules import value
 from strategies.specs import (
     ConstantSchedule,
@@ -44,22 +45,22 @@ PIECEWISE = PiecewiseSchedule(kind="piecewise", points=[(2, 1.0), (4, 5.0), (5, 
     ],
 )
 def test_a_schedule_has_the_value_computed_by_hand(number, step: int, expected: float) -> None:
-    assert value(number, step, total_steps=10) == pytest.approx(expected, rel=1e-12)
+    assert value(number, Progress(step, 10)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", [LinearSchedule, CosineSchedule])
 def test_a_schedule_without_until_ends_at_the_last_step(kind) -> None:
     number = kind(kind="linear" if kind is LinearSchedule else "cosine", start=0.0, end=1.0)
-    assert value(number, 10, total_steps=10) == 1.0
-    assert value(number, 5, total_steps=10) == pytest.approx(0.5)
-    assert value(number, 5, total_steps=20) < 0.5
+    assert value(number, Progress(10, 10)) == 1.0
+    assert value(number, Progress(5, 10)) == pytest.approx(0.5)
+    assert value(number, Progress(5, 20)) < 0.5
 
 
 def test_a_schedule_that_begins_after_the_end_of_the_job_stays_at_its_start() -> None:
     number = LinearSchedule(kind="linear", start=0.0, end=1.0, begin=50)
-    assert [value(number, step, total_steps=10) for step in (0, 9, 10)] == [0.0, 0.0, 0.0]
+    assert [value(number, Progress(step, 10)) for step in (0, 9, 10)] == [0.0, 0.0, 0.0]
 
 
 def test_a_step_schedule_without_a_floor_falls_on() -> None:
     number = StepSchedule(kind="step", start=1.0, factor=0.1, every=1)
-    assert value(number, 3, total_steps=10) == pytest.approx(1e-3)
+    assert value(number, Progress(3, 10)) == pytest.approx(1e-3)
