@@ -7,12 +7,12 @@ per epoch, samples asked = delivered = consumed.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from orchestrator.data import NumpyBatch, Order, SampleStore, collate, end_to_end, share
+from orchestrator.data import Collate, NumpyBatch, Order, Row, SampleStore, end_to_end, share
 from strategies.contract import Batch, LogitSignal
 
 from .batches import to_device
@@ -30,7 +30,15 @@ class Micro:
     batch: Batch
     signals: dict[str, LogitSignal]
     samples: int
-    tokens: int  # tokens of samples, padding not counted
+    tokens: int  # tokens of samples, padding not counted; samples, for a classifier
+    rows: Sequence[Row] = ()
+    asked: Batch | None = None  # the part that roles were asked about; None: all of it
+    roles_samples: int | None = None  # samples of that part; None: all
+
+    @property
+    def answered(self) -> int:
+        """Samples that each role answered."""
+        return self.samples if self.roles_samples is None else self.roles_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class _Pending:
     samples: int
     tokens: int
     questions: dict[str, str]
+    rows: Sequence[Row]
 
 
 class Feed:
@@ -50,7 +59,7 @@ class Feed:
         self,
         store: SampleStore,
         order: Order,
-        context: int,
+        collate: Collate,
         micro_batch: int,
         rank: int,
         world: int,
@@ -59,30 +68,36 @@ class Feed:
         device: torch.device,
         questions: Questions | None,
         ledger: Ledger,
+        *,
+        asks_ahead: bool = True,
     ) -> None:
-        self._store, self._order, self._context = store, order, context
+        """`asks_ahead` is False where somebody else asks, once the student has answered."""
+        self.store, self._asks_ahead = store, asks_ahead
+        self._order, self._collate = order, collate
         self._micro_batch, self._rank, self._world = micro_batch, rank, world
         self._device, self._questions, self.ledger = device, questions, ledger
         self._coming = self._plan(start, end)
         self._ahead: deque[_Pending] = deque()
         self.wait_s = 0.0
 
-    def _plan(self, start: int, end: int) -> Iterator[_Pending]:
+    def _plan(self, start: int, end: int) -> Iterator[_Pending | None]:
         for step in range(start, end):
+            while not self._order.knows(step):
+                yield None  # what the next epoch holds is decided when this one is over
             epoch, _ = self._order.locate(step)
             parts = share(self._order.rows(step), self._rank, self._world, self._micro_batch)
             for index, rows in enumerate(parts):
-                batch = collate(self._store, rows, self._context)
+                batch = self._collate(self.store, rows)
                 samples = sum(len(row) for row in rows)
                 tokens = int((batch.sample_index >= 0).sum())
                 ids: dict[str, str] = {}
-                if self._questions is not None:
-                    flat = end_to_end(self._store, rows)
+                if self._questions is not None and self._asks_ahead:
+                    flat = end_to_end(self.store, rows)
                     for role in self._questions.asks:
                         ids[role] = self._questions.ask(role, f"{step}.{index}", flat)
                 for _ in ids:
-                    self.ledger.asked[epoch] = self.ledger.asked.get(epoch, 0) + samples
-                yield _Pending(step, epoch, batch, samples, tokens, ids)
+                    self.ledger.count("asked", epoch, samples)
+                yield _Pending(step, epoch, batch, samples, tokens, ids, rows)
 
     def fill(self) -> None:
         """Ask ahead while the window has room. Never waits for an answer."""
@@ -93,7 +108,7 @@ class Feed:
             self._ahead.append(coming)
 
     def _room(self) -> bool:
-        if self._questions is None:
+        if self._questions is None or not self._asks_ahead:
             return len(self._ahead) < AHEAD_WITHOUT_POOL
         return self._questions.source.room()
 
@@ -110,13 +125,10 @@ class Feed:
             }
             self.wait_s += time.monotonic() - began
             for _ in signals:
-                delivered = self.ledger.delivered
-                delivered[pending.epoch] = delivered.get(pending.epoch, 0) + pending.samples
-            taken.append(
-                Micro(
-                    to_device(pending.batch, self._device), signals, pending.samples, pending.tokens
-                )
-            )
+                self.ledger.count("delivered", pending.epoch, pending.samples)
+            batch = to_device(pending.batch, self._device)
+            counted = pending.samples, pending.tokens
+            taken.append(Micro(batch, signals, *counted, pending.rows))
             self.fill()
         return taken
 
@@ -134,5 +146,4 @@ class Feed:
         epoch, _ = self._order.locate(step)
         for micro in micros:
             for _ in micro.signals:
-                consumed = self.ledger.consumed
-                consumed[epoch] = consumed.get(epoch, 0) + micro.samples
+                self.ledger.count("consumed", epoch, micro.answered)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from orchestrator.data import Order, TokenData, prepare
+from orchestrator.data import Order, TokenData, collation, prepare
 from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
 from orchestrator.models.families import owed_loss, zero3_leaves
@@ -21,15 +21,18 @@ from strategies.progress import Progress
 
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
+from .condensing import Changing
 from .engine import Engine
 from .export import export_student
 from .feed import Feed
+from .fit import check_classes
 from .held_out import HeldOut
 from .ledger import Ledger, check
 from .module import StudentModule
 from .questions import Questions, open_questions
 from .records import StudentJob
 from .report import Reporter
+from .selecting import Selector
 from .start import load_student, settle
 from .step import Stepped, Stepper
 
@@ -67,6 +70,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     questions = open_questions(job, rank, next(loaded.module.parameters()).device)
     clock.lap("pool")
     try:
+        check_classes(job.spec, data, loaded, questions)
         with Run(job, rank, world, reporter, data, loaded, questions, clock) as run:
             return run.whole()
     finally:
@@ -92,8 +96,15 @@ class Run:
         self.job, self.spec, self.rank, self.world = job, spec, rank, world
         self.reporter, self.data, self.loaded, self.clock = reporter, data, loaded, clock
         self.questions = questions
+        between = spec.objective.between_epochs
+        self.changing = None if between is None else Changing(between, data.train)
         self.order = Order(
-            data.train, spec.data.context, spec.training.global_batch, spec.seed, spec.data.packing
+            data.train,
+            spec.data.row_tokens,
+            spec.training.global_batch,
+            spec.seed,
+            spec.data.packing,
+            None if self.changing is None else self.changing.membership,
         )
         self.steps = spec.training.steps or sum(
             self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
@@ -103,8 +114,9 @@ class Run:
         module = StudentModule(loaded.module, loaded.head(), owed)
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
+        watch = None if self.changing is None else self.changing.watch
         self.stepper = Stepper(
-            self.engine, build_objective(spec.objective), spec.training, owed
+            self.engine, build_objective(spec.objective), spec.training, owed, watch
         )
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
@@ -163,7 +175,7 @@ class Run:
         feed = Feed(
             self.data.train,
             self.order,
-            self.spec.data.context,
+            collation(self.spec.data),
             self.spec.training.micro_batch,
             self.rank,
             self.world,
@@ -172,12 +184,20 @@ class Run:
             self.engine.device,
             self.questions,
             self.ledger,
+            asks_ahead=self.spec.objective.select is None,
         )
+        if self.changing is not None:
+            feed.store = self.changing.store
+        selector = self._selector()
         for step in range(start, self.steps):
             began = time.monotonic()
             waited = feed.wait_s
             micros = feed.step(step)
             waited = feed.wait_s - waited
+            if selector is not None:
+                waited -= selector.wait_s
+                micros = selector.choose(step, self.order.locate(step)[0], micros)
+                waited += selector.wait_s
             tokens = sum(micro.tokens for micro in micros)
             tell = partial(self._tell, waited, tokens)
             done = self.stepper.step(self._progress(step), micros, tell)
@@ -187,6 +207,15 @@ class Run:
             if step == start:
                 self.clock.lap("first_step")
             self._between_steps(step + 1, done.told["stop"] > 0, done.told["by_clock"] > 0)
+            if self.changing is not None:
+                feed.store = self.changing.store
+
+    def _selector(self) -> Selector | None:
+        """Who asks roles about a part of each batch, where the objective says so."""
+        select = self.spec.objective.select
+        if select is None or self.questions is None:
+            return None
+        return Selector(select, self.engine, self.data.train, self.questions, self.ledger)
 
     def _progress(self, step: int) -> Progress:
         epoch, _ = self.order.locate(step)
@@ -219,9 +248,11 @@ class Run:
     def _between_steps(self, done: int, stop: bool, by_clock: bool) -> None:
         every = self.spec.training.checkpoint.every_steps
         epoch = self.order.locate(done - 1)[0]
-        whole = self.order.locate(done)[0] != epoch
+        whole = self.order.ends_epoch(done - 1)
         if whole or done == self.steps:
             self._check_counts(epoch, whole)
+        if whole and self.changing is not None and done < self.steps:
+            self.changing.epoch_over(epoch + 1, self.engine.device)
         if stop or by_clock or done == self.steps or done % every == 0:
             self._write_checkpoint(done)
         if stop and done < self.steps:
@@ -237,7 +268,9 @@ class Run:
         if self.questions is None:
             return
         found = self.ledger.of_epoch(epoch, self.engine.device)
-        check(epoch, found, len(self.questions.asks) * len(self.data.train) if whole else None)
+        known = whole and self.spec.objective.select is None
+        expected = len(self.questions.asks) * self.order.samples_of_epoch(epoch)
+        check(epoch, found, expected if known else None)
         logger.info("epoch %d: asked = delivered = consumed = %d", epoch, found["consumed"])
 
     def _pool_counts(self) -> dict[str, Any]:
@@ -266,6 +299,7 @@ class Run:
                 "loop_s": self.loop_s,
                 "wait_s": self.wait_s,
                 "schedules": self.stepper.schedules,
+                "changing": None if self.changing is None else self.changing.state(),
             },
             workers=self.world,
             zero=self.spec.training.zero,
@@ -294,6 +328,8 @@ class Run:
         state = self.checkpoints.read(manifest.step, self.engine.load)
         self.ledger = Ledger.restored(state["consumed"])
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
+        if self.changing is not None:
+            self.changing.restore(state["changing"])
         self.stepper.schedules = state["schedules"]
         self.replayed_steps = max(0, furthest - manifest.step)
         return manifest.step

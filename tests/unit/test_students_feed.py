@@ -1,5 +1,6 @@
 """The feed: work asked ahead within a window, answers in order, every sample counted once."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from fake_client import FakeClient
 
-from orchestrator.data import Order, SampleStore
+from orchestrator.data import Order, SampleStore, collate
 from orchestrator.data.tokenise import Sample
 from orchestrator.errors import CountsDiffer
 from orchestrator.pool.source import SignalSource
@@ -19,6 +20,7 @@ from strategies.contract import Head
 
 CPU = torch.device("cpu")
 CONTEXT, GLOBAL_BATCH, SAMPLES = 8, 4, 13
+COLLATE = partial(collate, context=CONTEXT)
 
 
 @pytest.fixture
@@ -58,7 +60,7 @@ def _feed(
     order = Order(store, CONTEXT, GLOBAL_BATCH, seed=0, packing=False)
     ledger = ledger or Ledger()
     return Feed(
-        store, order, CONTEXT, micro_batch, rank, world, start, end, CPU, questions, ledger
+        store, order, COLLATE, micro_batch, rank, world, start, end, CPU, questions, ledger
     )  # fmt: skip
 
 

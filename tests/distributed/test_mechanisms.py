@@ -1,0 +1,206 @@
+"""Each mechanism of an objective, whole: stopped and resumed, and on two ranks."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from orchestrator.errors import Interrupted
+from orchestrator.events import Event, StepDone
+from orchestrator.run_folder import RunFolder
+from orchestrator.session import Session
+from orchestrator.spec import JobSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+STEPS = 16
+KL = {"kind": "forward_kl", "temperature": 2.0}
+CE = {"kind": "cross_entropy", "weight": 0.5}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "schedule": {
+        "terms": [
+            {**KL, "temperature": {"kind": "linear", "start": 1.0, "end": 4.0}},
+            {**CE, "weight": {"kind": "cosine", "start": 1.0, "end": 0.0}},
+        ]
+    },
+    "target": {"terms": [{**KL, "target": [{"kind": "swap"}, {"kind": "noise", "size": 0.5}]}]},
+    "statistics of a group": {
+        "terms": [
+            {
+                **KL,
+                "temperature": 4.0,
+                "temperature_by": {"measure": "dissimilarity", "beta": 3.0, "group": 2},
+                "weigh_by": {"measure": "student_entropy", "top": 0.5, "group": 2},
+                "where": "role_wrong",
+            }
+        ]
+    },
+    "selection": {
+        "terms": [CE, KL],
+        "select": {"measure": "student_entropy", "share": 0.5, "group": 2},
+    },
+    "changing data": {
+        "terms": [CE, KL],
+        "between_epochs": {"kind": "condense", "every": 1, "keep": 0.4, "stages": 2},
+    },
+    "several roles": {
+        "terms": [
+            CE,
+            {
+                **KL,
+                "target": [
+                    {
+                        "kind": "mix",
+                        "roles": ["second"],
+                        "weights": [{"kind": "linear", "start": 1.0, "end": 0.0}, 0.5],
+                        "by": "entropy",
+                    }
+                ],
+            },
+        ]
+    },
+}
+
+
+@dataclass
+class Played:
+    """What a job left."""
+
+    summary: dict[str, Any]
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # by steps done
+
+    @property
+    def losses(self) -> list[float]:
+        return [self.metrics[step]["loss/total"] for step in sorted(self.metrics)]
+
+
+@dataclass
+class House:
+    """One session of a number of workers."""
+
+    root: Path
+    workers: int
+    session: Session | None = None
+    hear: Callable[[Event], None] = lambda event: None
+    played: int = 0
+
+    def job(self, objective: dict[str, Any], **training: Any) -> JobSpec:
+        """A job of `STEPS` steps with rows of one sample each."""
+        replica = {"resources": {"cpus": 0.5}}
+        teachers = {"teacher": "teacher", "second": "second"}
+        roles = {
+            name: {"path": str(self.root / path), **replica} for name, path in teachers.items()
+        }
+        data = {"sources": [{"kind": "text", "path": str(self.root / "text")}], "context": 64}
+        return tiny.job(
+            self.root / "teacher",
+            self.root / "text",
+            self.root / f"runs-{self.workers}",
+            roles=roles,
+            data={**data, "held_out": 0.1, "packing": False, "long_documents": "truncate"},
+            objective=objective,
+            training={
+                "steps": STEPS,
+                "global_batch": 8,
+                "micro_batch": 4,
+                "workers": self.workers,
+                "resources": {"cpus": 0.5},
+                "optimizer": {"lr": 3e-3, "eps": 1e-3},
+                "checkpoint": {"every_steps": STEPS},
+                **training,
+            },
+            evaluation={"before": False, "rows": 8, "generate": None, "against": "teacher"},
+        )
+
+    def play(self, spec: JobSpec, stop_after: int | None = None) -> Played:
+        """Run a job; with `stop_after`, stop it there once and go on."""
+        self.played += 1
+        folder = RunFolder.at(spec.storage, f"run-{self.played}")
+        folder.write([spec], 0, [folder.run_id])
+        metrics: dict[int, dict[str, float]] = {}
+        stopped = stop_after is None
+
+        def listen(event: Event) -> None:
+            nonlocal stopped
+            if isinstance(event, StepDone):
+                metrics[event.step] = dict(event.metrics)
+                if not stopped and event.step >= (stop_after or 0):
+                    stopped = True
+                    raise KeyboardInterrupt  # as the user's Ctrl-C would
+
+        self.hear = listen
+        assert self.session is not None
+        if stop_after is not None:
+            with pytest.raises(Interrupted, match="stopped after step"):
+                self.session.run_job(spec, folder, {}, resume=False)
+        summary = self.session.run_job(spec, folder, {}, resume=stop_after is not None)
+        return Played(summary, metrics)
+
+
+def _houses(root: Path, workers: int) -> Iterator[House]:
+    house = House(root, workers)
+    with Session([house.job(OBJECTIVES["target"])], lambda event: house.hear(event)) as session:
+        house.session = session
+        yield house
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("mechanisms")
+    tiny.save_teacher(found / "teacher")
+    tiny.save_teacher(found / "second", seed=1)
+    tiny.save_text(found / "text", documents=60)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Iterator[dict[str, Played]]:
+    """Every mechanism on one rank: undisturbed, and stopped in the middle."""
+    for house in _houses(root, 1):
+        played = {name: house.play(house.job(objective)) for name, objective in OBJECTIVES.items()}
+        for name, objective in OBJECTIVES.items():
+            spec = house.job(objective, checkpoint={"every_steps": 3})
+            played[f"{name}, resumed"] = house.play(spec, stop_after=2)
+        yield played
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_job_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
+    alone: dict[str, Played], name: str
+) -> None:
+    whole, resumed = alone[name], alone[f"{name}, resumed"]
+    assert len(whole.losses) == STEPS and whole.losses[-1] < whole.losses[0]
+    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    schedules = [key for key in whole.metrics[1] if key.startswith("schedule/")]
+    for step, metrics in resumed.metrics.items():
+        assert [metrics[k] for k in schedules] == [whole.metrics[step][k] for k in schedules]
+
+
+def test_a_selection_asks_for_its_share_only(alone: dict[str, Played]) -> None:
+    whole, chosen = alone["target"].summary["pool"], alone["selection"].summary["pool"]
+    assert chosen["samples"]["consumed"] == whole["samples"]["consumed"] / 2
+
+
+def test_a_set_that_shrinks_is_walked_through_faster(alone: dict[str, Played]) -> None:
+    """54 samples, then 38, then 22: 16 steps of 8 are 2 epochs and some, then 4 and some."""
+    consumed = alone["changing data"].summary["pool"]["samples"]["consumed"]
+    assert consumed == alone["changing data"].summary["pool"]["samples"]["asked"]
+    assert consumed < alone["target"].summary["pool"]["samples"]["consumed"]
+
+
+@pytest.fixture(scope="module")
+def beside(root: Path, alone: dict[str, Played]) -> Iterator[dict[str, Played]]:
+    """Every mechanism on two ranks, after the first session has ended."""
+    for house in _houses(root, 2):
+        yield {name: house.play(house.job(objective)) for name, objective in OBJECTIVES.items()}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_ranks_learn_what_one_learns(
+    alone: dict[str, Played], beside: dict[str, Played], name: str
+) -> None:
+    assert beside[name].losses == pytest.approx(alone[name].losses, rel=2e-4)
+    assert beside[name].losses[0] == pytest.approx(alone[name].losses[0], rel=1e-5)
