@@ -43,6 +43,7 @@ def charts(history: History) -> list[Chart]:
     """The charts a report shows, without those that have no data."""
     all_charts = [
         Chart("Loss terms", "nats per token", _loss_lines(history)),
+        Chart("Measured, not trained on", "mean over positions", _watched_lines(history)),
         Chart(
             "Held-out loss",
             "nats per token",
@@ -67,7 +68,7 @@ def charts(history: History) -> list[Chart]:
             smooth=False,
             dots=True,
         ),
-        Chart("Schedules", "value", _prefixed(history, "schedule/"), smooth=False),
+        *_schedule_charts(history),
         Chart("Learning rate", "", (Line("train/learning_rate", "learning rate"),), smooth=False),
         Chart("Gradient norm", "", (Line("train/gradient_norm", "gradient norm"),)),
         Chart("Throughput", "tokens per second", (Line("throughput/tokens_per_s", "student"),)),
@@ -152,8 +153,37 @@ def _lines(axes: Any, history: History, chart: Chart) -> None:
         axes.plot(steps, values, linewidth=1.8, label=line.label, **style)
 
 
+def _schedule_charts(history: History) -> list[Chart]:
+    """A chart for each kind of number that moves: weights, temperatures, shares, ..."""
+    by_field: dict[str, list[Line]] = {}
+    for name in sorted(history.metrics):
+        if name.startswith("schedule/") and len(_levels(history, name)) > 1:
+            term, *path = name.removeprefix("schedule/").split(".")
+            field = next((part for part in reversed(path) if not part.isdigit()), "")
+            label = " ".join([term, *(part for part in path if part != field)])
+            by_field.setdefault(field, []).append(Line(name, label.replace("_", " ")))
+    return [
+        Chart(f"Schedules: {field.replace('_', ' ')}", "value", tuple(lines), smooth=False)
+        for field, lines in sorted(by_field.items())
+    ]
+
+
+def _levels(history: History, metric: str) -> set[float]:
+    return {point.value for point in history.metrics.get(metric, ())}
+
+
+def _watched(history: History, line: Line) -> bool:
+    """Whether a term never had a weight: it is a measure."""
+    term = line.metric.removeprefix("loss/")
+    return _levels(history, f"schedule/{term}.weight") == {0.0}
+
+
+def _watched_lines(history: History) -> tuple[Line, ...]:
+    return tuple(line for line in _prefixed(history, "loss/") if _watched(history, line))
+
+
 def _loss_lines(history: History) -> tuple[Line, ...]:
-    names = _prefixed(history, "loss/")
+    names = [line for line in _prefixed(history, "loss/") if not _watched(history, line)]
     return tuple(sorted(names, key=lambda line: (line.label != "total", line.label)))
 
 

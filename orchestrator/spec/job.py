@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.specs import CondenseSpec, ObjectiveSpec, Spec, extremes
+from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
 
 from .data import DataSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
@@ -483,6 +483,21 @@ class JobSpec(Spec):
                         f"is sampled, whose draws are at temperature 1, and the objective wants "
                         f"{max(extremes(number)):g}",
                         "Set the temperature to 1, or use hidden, topk or full",
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _epochs_are_counted_where_they_end_the_job(self) -> "JobSpec":
+        if self.training.epochs is not None:
+            return self
+        for index, term in enumerate(self.objective.terms):
+            for name, number in term.numbers().items():
+                if isinstance(number, CountingSchedule) and number.per == "epoch":
+                    raise refusal(
+                        f"objective.terms.{index}.{name}.per",
+                        f"is epoch, and training.steps, {self.training.steps}, ends the job in the "
+                        "middle of one",
+                        "Give training.epochs in place of training.steps, or set per to step",
                     )
         return self
 

@@ -17,6 +17,7 @@ from .samples import HookSpec as HookSpec
 from .samples import SelectSpec as SelectSpec
 from .schedules import ConstantSchedule as ConstantSchedule
 from .schedules import CosineSchedule as CosineSchedule
+from .schedules import CountingSchedule as CountingSchedule
 from .schedules import CyclicSchedule as CyclicSchedule
 from .schedules import ExponentialSchedule as ExponentialSchedule
 from .schedules import LinearSchedule as LinearSchedule
