@@ -12,6 +12,9 @@ from .specs import AdaptiveSchedule, FollowSchedule, TaidSchedule
 
 TINY = 1e-15
 """Keeps a relative change finite where the loss before was 0."""
+LARGEST_CHANGE = 100.0
+"""Of a loss, relative to the one before: so that a loss of about 0, as where the target is still
+the student itself, is forgotten again."""
 
 Memory = dict[str, float]
 """What one schedule remembers."""
@@ -51,7 +54,8 @@ def observed(
     delta = (J' - J) / (J' + eps), m = beta m + (1 - beta) delta, t = t + alpha sigmoid(m) (1 - t),
     where the first step only sets J'. Source: Shing et al., arXiv:2501.16937, algorithm 1, as the
     authors' code computes it (`TAID.update_t`), but for the line that t may not fall below, which
-    is taken at the step that uses t, and for |J'|, should a loss be below 0.
+    is taken at the step that uses t, for |J'|, should a loss be below 0, and for a delta that is
+    held within `LARGEST_CHANGE`.
     """
     match number:
         case TaidSchedule():
@@ -59,12 +63,13 @@ def observed(
             if "loss" not in memory:
                 return {**memory, "t": now, "loss": measured}
             change = (memory["loss"] - measured) / (abs(memory["loss"]) + TINY)
+            change = min(max(change, -LARGEST_CHANGE), LARGEST_CHANGE)
             momentum = number.beta * memory["momentum"] + (1 - number.beta) * change
             step = number.alpha * _sigmoid(momentum) * (1 - now)
             return {"t": now + step, "momentum": momentum, "loss": measured}
         case FollowSchedule():
             past = memory.get("mean", measured)
-            return {"mean": number.memory * past + (1 - number.memory) * measured}
+            return {"mean": past + (1 - number.memory) * (measured - past)}
 
 
 def _sigmoid(x: float) -> float:

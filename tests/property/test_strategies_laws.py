@@ -14,16 +14,6 @@ from strategies import divergences, heads
 from strategies.contract import DenseSignal, Head, LogitSignal, TopKSignal
 from strategies.linear import vocabulary_loss
 from strategies.parts import Part
-from strategies.progress import Progress
-from strategies.schedules import value
-from strategies.specs import (
-    CosineSchedule,
-    LinearSchedule,
-    PiecewiseSchedule,
-    Schedule,
-    StepSchedule,
-    extremes,
-)
 
 KINDS = (
     "forward_kl",
@@ -249,32 +239,3 @@ def test_the_pass_and_the_readable_definition_agree(case: dict, part: Part) -> N
     size = part.temperature**2 * max(1.0, float(loss)) / min(1.0, part.temperature)
     _near(loss, want.detach(), size)
     _near(gradient, torch.autograd.grad(want, logits)[0], size)
-
-
-ends = st.floats(0, 100)
-spans = st.tuples(st.integers(0, 50), st.integers(1, 50)).map(lambda t: (t[0], t[0] + t[1]))
-
-
-@st.composite
-def schedules(draw) -> Schedule:
-    kind = draw(st.sampled_from(["linear", "cosine", "step", "piecewise"]))
-    if kind == "step":
-        factor, floor = draw(st.floats(0.01, 1)), draw(st.none() | st.just(0.0))
-        return StepSchedule(
-            kind=kind, start=draw(ends), factor=factor, every=draw(st.integers(1, 9)), floor=floor
-        )
-    if kind == "piecewise":
-        steps = sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=5)))
-        return PiecewiseSchedule(kind=kind, points=[(step, draw(ends)) for step in steps])
-    begin, until = draw(spans)
-    make = LinearSchedule if kind == "linear" else CosineSchedule
-    return make(kind=kind, start=draw(ends), end=draw(ends), begin=begin, until=until)
-
-
-@quick
-@given(schedules(), st.integers(0, 200), st.integers(1, 150))
-def test_a_schedule_never_leaves_its_declared_extremes(
-    number: Schedule, step: int, total_steps: int
-) -> None:
-    low, high = extremes(number)
-    assert low <= value(number, Progress(step, total_steps)) <= high

@@ -127,7 +127,7 @@ def test_stairs_and_cycles_and_points_count_epochs_too() -> None:
 
 def test_epochs_cannot_be_counted_in_a_job_of_steps() -> None:
     number = _number("linear", start=0.0, end=1.0, per="epoch")
-    with pytest.raises(ValueError, match="counts epochs .* give it in epochs"):
+    with pytest.raises(ValueError, match=r"counts epochs .* give it in epochs"):
         value(number, Progress(3, 10))
 
 
