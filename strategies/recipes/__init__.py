@@ -1,0 +1,82 @@
+"""Published methods, each a file and one line here. Pydantic only.
+
+`recipe: {kind: ...}` in an objective expands to terms; the resolved job records both.
+"""
+
+from typing import Annotated, get_args
+
+from pydantic import Field
+
+from .adaptive_kl import AdaptiveKL
+from .alpha_beta import AlphaBeta
+from .annealing_kd import AnnealingKD
+from .base import Recipe as Recipe
+from .btkd import Btkd
+from .condensation import Condensation
+from .continuation_kd import ContinuationKD
+from .decoupled import Decoupled
+from .delta_kd import DeltaKD
+from .dr_kd import DrKD
+from .dtd_cwsm import DtdCwsm
+from .dtd_flsw import DtdFlsw
+from .dynamic_adoption import DynamicAdoption
+from .dynamic_selection import DynamicSelection
+from .forward_kl import ForwardKL
+from .gjsd import GeneralisedJSD
+from .hard_labels import HardLabels
+from .ka_shift import KAShift
+from .ka_smooth import KASmooth
+from .kd_pt import KDpt
+from .kd_sim import KDsim
+from .kd_topk import KDtopk
+from .label_smoothing_kd import LabelSmoothingKD
+from .multi_teacher import MultiTeacher
+from .partial_variance import PartialVariance
+from .reverse_kl import ReverseKL
+from .skewed_kl import SkewedKL
+from .symmetric_kl import SymmetricKL
+from .taid import Taid
+from .top1_ce import Top1CrossEntropy
+from .total_variation import TotalVariation
+from .universal import Universal
+
+RecipeSpec = Annotated[
+    ForwardKL
+    | ReverseKL
+    | SymmetricKL
+    | GeneralisedJSD
+    | SkewedKL
+    | AdaptiveKL
+    | AlphaBeta
+    | TotalVariation
+    | Taid
+    | Decoupled
+    | Top1CrossEntropy
+    | HardLabels
+    | LabelSmoothingKD
+    | KDpt
+    | KDsim
+    | KDtopk
+    | MultiTeacher
+    | Universal
+    | DynamicAdoption
+    | DynamicSelection
+    | Condensation
+    | DeltaKD
+    | KAShift
+    | KASmooth
+    | DtdFlsw
+    | DtdCwsm
+    | Btkd
+    | DrKD
+    | AnnealingKD
+    | ContinuationKD
+    | PartialVariance,
+    Field(discriminator="kind"),
+]
+
+RECIPES: dict[str, type[Recipe]] = {
+    get_args(recipe.model_fields["kind"].annotation)[0]: recipe
+    for recipe in get_args(get_args(RecipeSpec)[0])
+}
+"""By kind, in the order of the union."""

@@ -1,9 +1,10 @@
 """An objective: weighted terms. Pydantic only."""
 
-from typing import Annotated
+from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
+from ..recipes import Recipe, RecipeSpec
 from .adaptive import FollowSchedule
 from .base import Spec
 from .samples import BetweenEpochs, SelectSpec
@@ -14,15 +15,56 @@ RESERVED = ("total", "router_balance")
 """Names that `loss/...` metrics have of their own."""
 
 
+_RECIPE = TypeAdapter[Recipe](RecipeSpec)
+
+
 class ObjectiveSpec(Spec):
     """Weighted terms. The loss of a step is the sum over terms of weight * (sum / global count)."""
 
-    terms: Annotated[list[TermSpec], Field(min_length=1)]
+    recipe: RecipeSpec | None = None
+    """A published method by name, which expands to terms; `stillhouse recipes` lists them."""
+    terms: list[TermSpec] = []
+    """The terms; leave them out where a recipe is given."""
 
     select: SelectSpec | None = None
     """Ask roles about a part of each batch only, chosen by what the student answers first."""
     between_epochs: BetweenEpochs | None = None
     """Change the data between epochs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe_expands(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("recipe") is None:
+            return raw
+        try:
+            recipe = _RECIPE.validate_python(raw["recipe"])
+        except ValidationError:
+            return raw  # the field's own validation says what is wrong, and where
+        expanded = {
+            "terms": recipe.terms(),
+            "select": recipe.select(),
+            "between_epochs": recipe.between_epochs(),
+        }
+        return {**expanded, **{name: given for name, given in raw.items() if given is not None}}
+
+    @model_validator(mode="after")
+    def _recipe_and_terms_agree(self) -> "ObjectiveSpec":
+        if self.recipe is None:
+            if not self.terms:
+                raise ValueError("neither terms nor a recipe is given; give one of them")
+            return self
+        wanted = {
+            "terms": self.recipe.terms(),
+            "select": self.recipe.select(),
+            "between_epochs": self.recipe.between_epochs(),
+        }
+        for name, value in wanted.items():
+            if value is not None and getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} are given beside recipe {self.recipe.kind}, which expands to others; "
+                    f"remove {name}, or remove recipe"
+                )
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_choose_samples(self) -> "ObjectiveSpec":
