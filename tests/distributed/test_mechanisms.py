@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import tiny
 
+from orchestrator.data import prepare
 from orchestrator.errors import Interrupted
 from orchestrator.events import Event, StepDone
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
+from strategies.samples import size_after
+from strategies.specs import CondenseSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-STEPS = 16
+STEPS = 14
 KL = {"kind": "forward_kl", "temperature": 2.0}
 CE = {"kind": "cross_entropy", "weight": 0.5}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -89,7 +92,7 @@ class House:
 
     def job(self, objective: dict[str, Any], **training: Any) -> JobSpec:
         """A job of `STEPS` steps with rows of one sample each."""
-        replica = {"resources": {"cpus": 0.5}}
+        replica = {"resources": {"cpus": 0.25}}
         teachers = {"teacher": "teacher", "second": "second"}
         roles = {
             name: {"path": str(self.root / path), **replica} for name, path in teachers.items()
@@ -107,7 +110,7 @@ class House:
                 "global_batch": 8,
                 "micro_batch": 4,
                 "workers": self.workers,
-                "resources": {"cpus": 0.5},
+                "resources": {"cpus": 0.25},
                 "optimizer": {"lr": 3e-3, "eps": 1e-3},
                 "checkpoint": {"every_steps": STEPS},
                 **training,
@@ -184,11 +187,22 @@ def test_a_selection_asks_for_its_share_only(alone: dict[str, Played]) -> None:
     assert chosen["samples"]["consumed"] == whole["samples"]["consumed"] / 2
 
 
-def test_a_set_that_shrinks_is_walked_through_faster(alone: dict[str, Played]) -> None:
-    """54 samples, then 38, then 22: 16 steps of 8 are 2 epochs and some, then 4 and some."""
-    consumed = alone["changing data"].summary["pool"]["samples"]["consumed"]
-    assert consumed == alone["changing data"].summary["pool"]["samples"]["asked"]
-    assert consumed < alone["target"].summary["pool"]["samples"]["consumed"]
+def test_a_set_that_shrinks_is_walked_through_as_its_sizes_say(
+    alone: dict[str, Played], root: Path, tmp_path: Path
+) -> None:
+    spec = House(root, 1).job(OBJECTIVES["changing data"])
+    samples = len(prepare(spec.data, str(tiny.TOKENIZER), str(tmp_path)).train)
+    between = spec.objective.between_epochs
+    assert isinstance(between, CondenseSpec)
+    left, epoch, expected = 0, -1, 0
+    for _ in range(STEPS):
+        if not left:
+            epoch += 1
+            left = size_after(between, samples, epoch)
+        expected += min(8, left)
+        left -= min(8, left)
+    assert epoch >= 2 and size_after(between, samples, epoch) < samples / 2
+    assert alone["changing data"].summary["pool"]["samples"]["consumed"] == expected
 
 
 @pytest.fixture(scope="module")
