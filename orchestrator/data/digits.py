@@ -26,7 +26,8 @@ def documents(limit: int | None = None, offset: int = 0) -> Iterator[tuple[str, 
     """
     from sklearn.datasets import load_digits
 
-    images, labels = load_digits(return_X_y=True)
+    found: Any = load_digits(return_X_y=True)
+    images, labels = found
     if offset < 0 or (limit is not None and limit < 1) or offset >= len(labels):
         raise ValueError(
             f"offset {offset} and limit {limit} leave nothing of {len(labels)} digits; keep "

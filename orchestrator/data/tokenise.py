@@ -66,7 +66,7 @@ def encoded_documents(
         workers: processes; 1 means this one.
     """
     batches = _batches(documents)
-    if workers == 1:
+    if workers == 1 or tokenizer_folder is None:
         for batch in batches:
             yield from zip(batch, _encode(tokenizer, formats, batch), strict=True)
         return

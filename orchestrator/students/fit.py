@@ -29,7 +29,9 @@ def check_classes(
             f"has {loaded.vocabulary} classes, and the data have {data.classes}",
             "Give the student as many (num_labels of an architecture), or correct the labels",
         )
-    for role in spec.used_roles if questions is not None else ():
+    if questions is None:
+        return
+    for role in spec.used_roles:
         found = questions.source.describe(role)
         if found.vocabulary != loaded.vocabulary:
             raise SpecError(
