@@ -230,14 +230,8 @@ class CacheLink:
         """Publish what was put."""
         with self._lock:
             handed, self._handed = self._handed, []
-        # Puts first: an owner's calls may overtake each other.
-        for ref in [*handed, *(actor.flush.remote() for actor in self._every())]:
-            try:
-                ray.get(ref, timeout=SILENCE_S)
-            except RayTaskError:
-                raise
-            except RayError as error:  # the actor or its node: the next question meets that too
-                log.warning("an owner has not said what became of records: %s", error)
+        _wait_for(handed)  # first: an owner's calls may overtake each other
+        _wait_for([actor.flush.remote() for actor in self._every()])
 
     def close(self) -> None:
         """Stop. Claims still held lapse."""
@@ -305,6 +299,17 @@ class CacheLink:
         while not self._stopped.wait(LEASE_S / 3):
             for actor in self._every():
                 actor.hear.remote(self.client, self.life)
+
+
+def _wait_for(calls: Sequence[Any]) -> None:
+    """Until owners have done what they were told; one that is lost is met by the next question."""
+    for call in calls:
+        try:
+            ray.get(call, timeout=SILENCE_S)
+        except RayTaskError:
+            raise
+        except RayError as error:  # the actor or its node
+            log.warning("an owner has not said what became of records: %s", error)
 
 
 def _owner_of(key: bytes, living: Sequence[Owner]) -> Owner | None:

@@ -66,7 +66,7 @@ def test_an_idle_owner_ends_and_leaves_the_directory_to_others(tmp_path: Path) -
 
 
 def test_an_owner_that_is_killed_comes_back_with_the_limit_that_came_last(tmp_path: Path) -> None:
-    owner = (
+    owner: Any = (
         ray.remote(CacheOwner)
         .options(num_cpus=0, max_restarts=-1, max_task_retries=-1)
         .remote(str(tmp_path), LARGE)

@@ -11,6 +11,7 @@ import pytest
 import ray
 from cache_tools import LARGE, record, same, segments
 from fake_cache import FINGERPRINT, InstantPool, hidden_of
+from ray.exceptions import RayActorError
 
 from orchestrator.data import Flat
 from orchestrator.pool.cache import CacheLink
@@ -54,7 +55,11 @@ class Owners:
         return ray.get(self.actors[name].stats.remote(), timeout=30)
 
     def kill(self, name: str) -> None:
+        """Returns when it is dead."""
         ray.kill(self.actors[name])
+        with pytest.raises(RayActorError):
+            while True:
+                ray.get(self.actors[name].pid.remote(), timeout=30)
 
 
 @pytest.fixture
@@ -134,6 +139,7 @@ def test_what_a_lost_owner_had_is_led_by_who_asks_the_other(
 
 
 def test_without_a_living_owner_all_is_led(owners: Owners, link: CacheLink) -> None:
+    _claimed(link)
     owners.kill(NEAR)
     owners.kill(FAR)
     assert all(verdict == Theirs() for verdict in _claimed(link))
