@@ -10,13 +10,16 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
 from orchestrator.spec.paths import absolute_paths
+
+if TYPE_CHECKING:
+    from orchestrator.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +49,7 @@ def run(jobs: Sequence[JobSpec], on_event: OnEvent = lambda event: None) -> RunR
 
     jobs = [absolute_paths(job) for job in jobs]
     preflight(jobs)
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    run_ids = [f"{job.name}-{stamp}-{secrets.token_hex(2)}" for job in jobs]
+    run_ids = [new_run_id(job.name) for job in jobs]
     for index, job in enumerate(jobs):
         RunFolder.at(job.storage, run_ids[index]).write(jobs, index, run_ids)
     return _run_from(jobs, run_ids, 0, resume_first=False, on_event=on_event)
@@ -116,23 +118,51 @@ def _run_from(
 ) -> RunResult:
     from orchestrator.session import Session
 
-    exports = _exports(jobs, run_ids)
-    summaries: list[dict[str, Any]] = []
     with Session(jobs[first:], on_event) as session:
-        for index in range(first, len(jobs)):
-            job = jobs[index]
-            folder = RunFolder.at(job.storage, run_ids[index])
-            began = time.monotonic()
-            try:
-                summary = session.run_job(
-                    job, folder, exports, resume=resume_first and index == first
-                )
-            except StillhouseError as error:
-                status = "interrupted" if isinstance(error, Interrupted) else "failed"
-                summary = {"status": status, "run_id": folder.run_id, "error": str(error)}
-                on_event(JobEnded(job.name, status, summary))
-                raise
-            summary["wall_s"] = time.monotonic() - began
-            summaries.append(summary)
-            on_event(JobEnded(job.name, "done", summary))
-    return RunResult(summaries)
+        return RunResult(
+            [
+                run_in(session, jobs, index, run_ids, on_event, resume_first and index == first)
+                for index in range(first, len(jobs))
+            ]
+        )
+
+
+def new_run_id(name: str) -> str:
+    """An id for a run of a job: its name, the time, and a few random letters."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def run_in(
+    session: "Session",
+    jobs: Sequence[JobSpec],
+    index: int,
+    run_ids: Sequence[str],
+    on_event: OnEvent,
+    resume: bool,
+) -> dict[str, Any]:
+    """Run one job of a list in a session that is open; its summary.
+
+    Args:
+        session: open.
+        jobs: the list; what the job needs of earlier ones is there already.
+        index: of the job.
+        run_ids: of the list; the job's run folder is written.
+        on_event: hears how the job ended, after what the session tells.
+        resume: go on from the newest checkpoint, which must be there.
+
+    Raises:
+        StillhouseError: the job failed.
+        Interrupted: stopped on request, with a checkpoint.
+    """
+    job, folder = jobs[index], RunFolder.at(jobs[index].storage, run_ids[index])
+    began = time.monotonic()
+    try:
+        summary = session.run_job(job, folder, _exports(jobs, run_ids), resume=resume)
+    except StillhouseError as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        summary = {"status": status, "run_id": folder.run_id, "error": str(error)}
+        on_event(JobEnded(job.name, status, summary))
+        raise
+    summary["wall_s"] = time.monotonic() - began
+    on_event(JobEnded(job.name, "done", summary))
+    return summary

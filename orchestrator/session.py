@@ -59,11 +59,13 @@ class Session:
         self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Session":
-        self._join_ray(self._jobs[0].ray.address)
-        inventory = _inventory()
+        self._started_ray = join_ray(self._jobs[0].ray.address)
+        if self._started_ray:
+            self.seconds["ray"] = time.monotonic() - self._began
+        found = inventory()
         try:
             for index, job in enumerate(self._jobs):
-                plan(job, inventory, self._jobs[:index])
+                plan(job, found, self._jobs[:index])
         except BaseException:
             self._leave_ray()
             raise
@@ -80,25 +82,14 @@ class Session:
                 cache.publish()
             self._leave_ray()
 
-    def _join_ray(self, address: str | None) -> None:
-        if ray.is_initialized():
-            return
-        # Workers need the user's own modules (import paths) and must not look for them elsewhere.
-        paths = os.pathsep.join(dict.fromkeys([os.getcwd(), *filter(os.path.isdir, sys.path)]))
-        ray.init(
-            address=address,
-            namespace="stillhouse",
-            include_dashboard=False,
-            logging_level=logging.WARNING,
-            log_to_driver=False,
-            runtime_env={"env_vars": {"PYTHONPATH": paths}},
-        )
-        self._started_ray = True
-        self.seconds["ray"] = time.monotonic() - self._began
-
     def _leave_ray(self) -> None:
         if self._started_ray:
             ray.shutdown()
+
+    def request_stop(self) -> None:
+        """Ask the running job to stop at its next step, with a checkpoint; from any thread."""
+        if self._group is not None:
+            self._group.request_stop()
 
     # --- one job ---------------------------------------------------------------------------------
 
@@ -107,7 +98,10 @@ class Session:
     ) -> dict[str, Any]:
         """Run one job to its end; its summary."""
         began = time.monotonic()
-        tracker = Tracker(folder.local, folder.run_id, job.tracking, _local_storage(job))
+        parent = job.tracking.parent
+        tracker = Tracker(
+            folder.local, folder.run_id, job.tracking, _local_storage(job), parent=parent
+        )
         status = "failed"
         try:
             tracker.params(job.model_dump(mode="json", by_alias=True, exclude_none=True))
@@ -336,6 +330,23 @@ class Session:
             tracker.register_student(export, job.tracking.register_as)
 
 
+def join_ray(address: str | None) -> bool:
+    """Join a cluster, or start one on this machine; whether this call did, and so must leave it."""
+    if ray.is_initialized():
+        return False
+    # Workers need the user's own modules (import paths) and must not look for them elsewhere.
+    paths = os.pathsep.join(dict.fromkeys([os.getcwd(), *filter(os.path.isdir, sys.path)]))
+    ray.init(
+        address=address,
+        namespace="stillhouse",
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+    return True
+
+
 def _student_s(summary: dict[str, Any], job: JobSpec) -> float:
     """Device-seconds of the training loop, over all workers."""
     rate = summary["tokens_per_s"]
@@ -367,7 +378,8 @@ def _track(event: Event, tracker: Tracker) -> None:
             pass
 
 
-def _inventory() -> Inventory:
+def inventory() -> Inventory:
+    """The living nodes of the cluster that was joined."""
     return Inventory(
         tuple(
             Node(node["NodeManagerAddress"], dict(node["Resources"]))

@@ -6,7 +6,9 @@ is imported when the first chart is drawn.
 
 import io
 import math
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -91,23 +93,9 @@ def charts(history: History) -> list[Chart]:
 
 def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") -> bytes:
     """One chart as a file's bytes."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    settings: dict[Any, Any] = {
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "svg.hashsalt": "stillhouse",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": GRID,
-        "axes.labelcolor": SOFT,
-        "xtick.color": SOFT,
-        "ytick.color": SOFT,
-        "text.color": INK,
-    }
-    with matplotlib.rc_context(settings):
+    with styled() as Figure:
         figure = Figure(figsize=(5.6, 2.9), dpi=110, layout="constrained")
         axes = figure.subplots()
         _lines(axes, history, chart)
@@ -133,9 +121,40 @@ def draw(history: History, chart: Chart, form: Literal["svg", "png"] = "svg") ->
                 fontsize=8,
                 borderaxespad=0.2,
             )
-        out = io.BytesIO()
-        figure.savefig(out, format=form, metadata={"Date": None} if form == "svg" else None)
-        return out.getvalue()
+        return saved(figure, form)
+
+
+_STYLING = threading.Lock()
+"""Matplotlib's settings are the process's: one picture at a time."""
+
+
+@contextmanager
+def styled() -> Iterator[Any]:
+    """Matplotlib's Figure class, with our settings for as long as the block lasts."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings: dict[Any, Any] = {
+        "font.family": "DejaVu Sans",
+        "font.size": 9,
+        "svg.hashsalt": "stillhouse",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": GRID,
+        "axes.labelcolor": SOFT,
+        "xtick.color": SOFT,
+        "ytick.color": SOFT,
+        "text.color": INK,
+    }
+    with _STYLING, matplotlib.rc_context(settings):
+        yield Figure
+
+
+def saved(figure: Any, form: Literal["svg", "png"]) -> bytes:
+    """A figure as a file's bytes; the same bytes for the same picture."""
+    out = io.BytesIO()
+    figure.savefig(out, format=form, metadata={"Date": None} if form == "svg" else None)
+    return out.getvalue()
 
 
 def _lines(axes: Any, history: History, chart: Chart) -> None:

@@ -4,7 +4,6 @@ Everything that came from a job, a model or a data set is escaped. No scripts, n
 outside, no external pictures or fonts.
 """
 
-import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from typing import Any
 from .charts import charts, draw
 from .comparison import Row, as_html
 from .history import History, read_history
+from .page import page, pairs, picture, section, table
 
 REPORT = "report.html"
 
@@ -78,9 +78,9 @@ def write_report(
     history = read_history(run_folder)
     if history.status == "running" and summary.get("status") in _ENDS:
         history = replace(history, status=_ENDS[summary["status"]])  # told before it is recorded
-    page = render(history, summary, comparison)
+    html = render(history, summary, comparison)
     draft = path.with_suffix(f".{os.getpid()}")
-    draft.write_text(page, encoding="utf-8")
+    draft.write_text(html, encoding="utf-8")
     os.replace(draft, path)
     return path
 
@@ -90,26 +90,21 @@ def render(history: History, summary: Mapping[str, Any], comparison: Sequence[Ro
     sections = [
         _header(history),
         _figures(history),
-        _section("Comparison", as_html(comparison) if comparison else ""),
-        _section("Held-out measurements", _evaluations(history)),
-        _section("Over the steps", _pictures(history)),
-        _section("Generated", _generated(history, summary)),
+        section("Comparison", as_html(comparison) if comparison else ""),
+        section("Held-out measurements", _evaluations(history)),
+        section("Over the steps", _pictures(history)),
+        section("Generated", _generated(history, summary)),
         '<div class="pair">',
-        _section("Every sample counts once", _counts(history, summary)),
-        _section("Cost", _cost(history, summary)),
+        section("Every sample counts once", _counts(history, summary)),
+        section("Cost", _cost(history, summary)),
         "</div>",
-        _section("Lineage", _pairs(sorted(history.lineage.items()))),
-        _section("Further facts", _pairs(_plain_facts(summary))),
-        _section("Job", _job(history)),
+        section("Lineage", pairs(sorted(history.lineage.items()))),
+        section("Further facts", pairs(_plain_facts(summary))),
+        section("Job", _job(history)),
         _footer(history),
     ]
-    title = escape(history.name or history.run_id or "run")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} - Stillhouse report</title><style>{_STYLE}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    title = history.name or history.run_id or "run"
+    return page(f"{title} - Stillhouse report", sections)
 
 
 def _header(history: History) -> str:
@@ -180,17 +175,11 @@ def _evaluations(history: History) -> str:
         rows.append(
             [moment, *("-" if value is None else format(value, form) for value, form in values)]
         )
-    return _table(["", *(label for _, label, _ in known)], rows) + note
+    return table(["", *(label for _, label, _ in known)], rows) + note
 
 
 def _pictures(history: History) -> str:
-    figures = []
-    for chart in charts(history):
-        picture = base64.b64encode(draw(history, chart)).decode("ascii")
-        figures.append(
-            f'<figure><img alt="{escape(chart.title)}" '
-            f'src="data:image/svg+xml;base64,{picture}"></figure>'
-        )
+    figures = [picture(chart.title, draw(history, chart)) for chart in charts(history)]
     return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
@@ -215,7 +204,7 @@ def _counts(history: History, summary: Mapping[str, Any]) -> str:
         holds = found["asked"] == found["delivered"] == found["consumed"]
         word = "asked = delivered = consumed" if holds else "asked, delivered, consumed differ"
         verdict = f'<p><span class="pill {"good" if holds else "bad"}">{word}</span></p>'
-    return verdict + _pairs(rows)
+    return verdict + pairs(rows)
 
 
 def _cost(history: History, summary: Mapping[str, Any]) -> str:
@@ -224,7 +213,7 @@ def _cost(history: History, summary: Mapping[str, Any]) -> str:
     spent = [found[key] for key in ("student_device_s", "teacher_device_s") if key in found]
     if len(spent) == 2:
         rows.append(("student and teacher", f"{sum(spent):,.1f} device-s"))
-    return _pairs(rows)
+    return pairs(rows)
 
 
 def _numbers(
@@ -264,28 +253,6 @@ def _footer(history: History) -> str:
     return f"<footer>Written by Stillhouse from the run's own records.{damaged}</footer>"
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _pairs(rows: Sequence[tuple[str, str]]) -> str:
-    if not rows:
-        return ""
-    body = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in rows)
-    return f"<dl>{body}</dl>"
-
-
 def _when(time_ms: int) -> str:
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
@@ -296,47 +263,3 @@ def _duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-_STYLE = """
-:root{color-scheme:light;--ink:#30343b;--soft:#6b7280;--line:#e6e8eb;--paper:#fff;--ground:#f6f7f8}
-*{box-sizing:border-box}
-body{margin:0;background:var(--ground);color:var(--ink);
-font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-main{max-width:1080px;margin:0 auto;padding:32px 20px 48px}
-h1{margin:0;font-size:26px;font-weight:650}
-h2{margin:0 0 12px;font-size:16px;font-weight:650}
-h3{margin:12px 0 4px;font-size:13px;font-weight:600;color:var(--soft)}
-header p,footer,section p{margin:4px 0 0;color:var(--soft);font-size:13px}
-section{background:var(--paper);border:1px solid var(--line);border-radius:10px;
-padding:18px 20px;margin-top:16px}
-.pill{display:inline-block;vertical-align:middle;padding:2px 10px;border-radius:999px;
-font-size:12px;font-weight:600}
-.good{background:#e3f1e7;color:#2d6a41}.bad{background:#f8e4e1;color:#963a2f}
-.calm{background:#e5edf5;color:#2f5d8a}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:12px;
-margin-top:18px}
-.tile{background:var(--paper);border:1px solid var(--line);border-radius:10px;padding:12px 16px}
-.tile span,.tile small{display:block;color:var(--soft);font-size:12px;min-height:18px}
-.tile b{font-size:22px;font-weight:650;font-variant-numeric:tabular-nums}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px 22px}
-figure{margin:0}img{width:100%;height:auto;display:block}
-.pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(380px,1fr));gap:0 16px;
-align-items:start}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-size:14px;font-variant-numeric:tabular-nums}
-th{font-weight:600;color:var(--soft);font-size:12px;vertical-align:bottom}
-th,td{text-align:right;padding:6px 10px;border-bottom:1px solid var(--line)}
-th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
-.compared th:last-child,.compared td:last-child{text-align:left;padding-left:28px}
-tbody tr:last-child td{border-bottom:0}
-dl{display:grid;grid-template-columns:minmax(140px,max-content) 1fr;gap:4px 20px;margin:8px 0 0;
-font-size:14px}
-dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere;font-variant-numeric:tabular-nums}
-pre{margin:0;padding:12px 14px;background:var(--ground);border-radius:8px;overflow-x:auto;
-font:13px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",monospace;
-white-space:pre-wrap;overflow-wrap:anywhere}
-summary{cursor:pointer;color:var(--soft)}details pre{margin-top:10px}
-footer{margin-top:20px}
-@media print{body{background:#fff}section{break-inside:avoid}}
-"""

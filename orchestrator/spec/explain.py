@@ -83,9 +83,7 @@ def _say(detail: Any, root: type[BaseModel], raw: Any) -> tuple[str, str]:
     if kind == "refused":
         return context["problem"], context["remedy"]
     if kind == "extra_forbidden":
-        return "is not a known key", _nearest(
-            str(detail["loc"][-1]), _known_keys(detail, root, raw)
-        )
+        return "is not a known key", nearest(str(detail["loc"][-1]), _known_keys(detail, root, raw))
     if kind == "missing":
         return "is missing", "Add it"
     if kind == "union_tag_not_found":
@@ -94,13 +92,13 @@ def _say(detail: Any, root: type[BaseModel], raw: Any) -> tuple[str, str]:
     if kind == "union_tag_invalid":
         return (
             f"has the unknown kind {context['tag']!r}",
-            _nearest(
+            nearest(
                 context["tag"], [tag.strip(" '") for tag in context["expected_tags"].split(",")]
             ),
         )
     if kind == "literal_error":
         expected = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"is {_shown(detail['input'])}", _nearest(str(detail["input"]), expected)
+        return f"is {_shown(detail['input'])}", nearest(str(detail["input"]), expected)
     if kind == "string_pattern_mismatch":
         return f"is {_shown(detail['input'])}", f"Write something that matches {context['pattern']}"
     message = detail["msg"].removeprefix("Value error, ")
@@ -132,7 +130,8 @@ _REMEDIES = {
 }
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
+def nearest(given: str, known: Sequence[str]) -> str:
+    """A remedy for an unknown name: the known one it is most like, and all of them."""
     near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
     listed = ", ".join(sorted(known))
     return f"Did you mean {near[0]!r}? Known: {listed}" if near else f"Known: {listed}"

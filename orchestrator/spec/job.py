@@ -277,6 +277,8 @@ class TrackingSpec(Spec):
     """Name in the model registry for the trained student; absent: not registered."""
     every_steps: PositiveInt = 1
     """Steps between recorded metrics."""
+    parent: str | None = None
+    """Run id of the study or search that this run is a part of; absent: it stands alone."""
 
 
 class RaySpec(Spec):

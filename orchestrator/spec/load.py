@@ -32,14 +32,28 @@ def load_jobs(
     """
     raw_jobs = _read(Path(path))
     for override in overrides:
-        _apply(raw_jobs, override)
-    for field, value in (defaults or {}).items():
-        for raw in raw_jobs:
-            if not _has(raw, field.split(".")):
-                _put(raw, field.split("."), value, f"{field}={value}")
+        apply_override(raw_jobs, override)
+    put_defaults(raw_jobs, defaults or {})
+    return validate_jobs(raw_jobs)
+
+
+def validate_jobs(raw_jobs: Sequence[dict[str, Any]]) -> list[JobSpec]:
+    """Plain data, an entry a job, as one list.
+
+    Raises:
+        SpecError: a field is wrong, or a job names one that does not come before it.
+    """
     jobs = [_validate(raw, _where(index, len(raw_jobs))) for index, raw in enumerate(raw_jobs)]
     _check_list(jobs)
     return jobs
+
+
+def put_defaults(raw_jobs: Sequence[dict[str, Any]], defaults: Mapping[str, str]) -> None:
+    """Set dotted fields where a job says nothing."""
+    for field, value in defaults.items():
+        for raw in raw_jobs:
+            if not _has(raw, field.split(".")):
+                put(raw, field.split("."), value, f"{field}={value}")
 
 
 def resolved_yaml(jobs: Sequence[JobSpec]) -> str:
@@ -64,16 +78,25 @@ def _written(value: Any) -> Any:
     return [_written(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def read_yaml(path: Path) -> Any:
+    """A file's one YAML document; parts that an anchor shares are set apart.
+
+    Raises:
+        SpecError: there is no such file, or it is not YAML.
+    """
     if not path.is_file():
         raise SpecError(str(path), "there is no such file", "Give the path of a job file (YAML)")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return unshared(yaml.safe_load(path.read_text(encoding="utf-8")))
     except UnicodeDecodeError as error:
         raise SpecError(str(path), f"is not UTF-8 text ({error})", "Save it as UTF-8") from error
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise SpecError(str(path), f"is not valid YAML ({detail})", "Mend that line") from error
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    document = read_yaml(path)
     if isinstance(document, dict) and set(document) == {"jobs"}:
         document = document["jobs"]
     elif isinstance(document, dict):
@@ -83,25 +106,39 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for index, raw in enumerate(document):
         if not isinstance(raw, dict):
             raise SpecError(f"{path}: jobs.{index}", f"is {raw!r}, not a mapping", "Write a job")
-    return [_unshared(raw) for raw in document]
+    return document
 
 
-def _unshared(node: Any) -> Any:
+def unshared(node: Any) -> Any:
     """A copy in which no part appears twice: a YAML anchor's users are set apart by --set."""
     if isinstance(node, dict):
-        return {key: _unshared(value) for key, value in node.items()}
-    return [_unshared(value) for value in node] if isinstance(node, list) else node
+        return {key: unshared(value) for key, value in node.items()}
+    return [unshared(value) for value in node] if isinstance(node, list) else node
 
 
-def _apply(raw_jobs: list[dict[str, Any]], override: str) -> None:
+def parse_override(override: str) -> tuple[str, Any]:
+    """`a.b.c=value` as path and value.
+
+    Raises:
+        SpecError: it is not of that form.
+    """
     path, equals, text = override.partition("=")
     if not equals or not path:
         raise SpecError(f"--set {override}", "is not path=value", "Write --set a.b.c=value")
     try:
-        value = yaml.safe_load(text)
+        return path, yaml.safe_load(text)
     except yaml.YAMLError as error:
         detail = " ".join(str(error).split())
         raise SpecError(f"--set {override}", f"value is not YAML ({detail})", "Quote it") from error
+
+
+def apply_override(raw_jobs: list[dict[str, Any]], override: str) -> None:
+    """Set a field of every job, or of the one that a prefix names; see `load_jobs`.
+
+    Raises:
+        SpecError: the override is malformed, or there is no such job.
+    """
+    path, value = parse_override(override)
     chosen, colon, rest = path.partition(":")
     targets = raw_jobs
     if colon:
@@ -116,7 +153,7 @@ def _apply(raw_jobs: list[dict[str, Any]], override: str) -> None:
             )
         path = rest
     for raw in targets:
-        _put(raw, path.split("."), _unshared(value), override)
+        put(raw, path.split("."), unshared(value), f"--set {override}")
 
 
 def _has(node: Any, parts: list[str]) -> bool:
@@ -127,19 +164,30 @@ def _has(node: Any, parts: list[str]) -> bool:
     return True
 
 
-def _put(node: Any, parts: list[str], value: Any, override: str) -> None:
+def put(node: Any, parts: Sequence[str], value: Any, where: str) -> None:
+    """Set what a path names in plain data, making the mappings on the way.
+
+    Args:
+        node: mappings and lists; changed.
+        parts: the path; a list's entries by index.
+        value: put as it is.
+        where: who wants it, for messages.
+
+    Raises:
+        SpecError: an index is none of its list's, or a plain value is in the way.
+    """
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         key: Any = part
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):
                 raise SpecError(
-                    f"--set {override}",
+                    where,
                     f"{part!r} is no index of a list of {len(node)}",
                     f"Use 0 to {len(node) - 1}",
                 )
             key = int(part)
         elif not isinstance(node, dict):
-            raise SpecError(f"--set {override}", f"{part!r} is below a plain value", "Shorten it")
+            raise SpecError(where, f"{part!r} is below a plain value", "Shorten it")
         if following is None:
             node[key] = value
         else:
