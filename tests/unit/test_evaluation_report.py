@@ -2,15 +2,20 @@
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from orchestrator.errors import SpecError
 from orchestrator.evaluation.charts import charts, draw
 from orchestrator.evaluation.comparison import Row
 from orchestrator.evaluation.history import History, history_of, parse_record, read_history
+from orchestrator.evaluation.replay import recorded_schedule
 from orchestrator.evaluation.report import render, write_report
+from strategies.progress import Progress
+from strategies.schedules import value
 
 EVIL = "<script>alert('x')</script>"
 
@@ -130,3 +135,68 @@ def test_the_same_history_gives_the_same_picture(tmp_path: Path) -> None:
     chart = charts(history)[0]
     assert draw(history, chart) == draw(history, chart)
     assert draw(history, chart, "png").startswith(b"\x89PNG")
+
+
+def _history(metrics: dict[str, list[float]]) -> History:
+    """Metrics of the steps 1, 2, ..."""
+    lines = [_line(0, "begin", run_id="r-1", name="n", experiment="e")]
+    for number in range(max(len(values) for values in metrics.values())):
+        found = {name: values[number] for name, values in metrics.items() if number < len(values)}
+        lines.append(_line(1 + number, "metrics", step=1 + number, values=found))
+    return history_of(parse_record(line.encode()) for line in lines)
+
+
+MOVING = {
+    "loss/total": [3.0, 2.0, 1.0],
+    "loss/forward_kl": [3.0, 2.0, 1.0],
+    "loss/doubt": [0.9, 0.8, 0.7],
+    "schedule/forward_kl.weight": [1.0, 1.0, 1.0],
+    "schedule/forward_kl.temperature": [4.0, 2.0, 1.0],
+    "schedule/forward_kl.target.0.share": [0.4, 0.5, 0.75],
+    "schedule/reverse_kl.weight": [0.0, 0.5, 1.0],
+    "schedule/forward_kl_2.target.1.weights.0": [0.5, 0.5, 0.5],
+    "schedule/forward_kl_2.target.1.weights.1": [0.5, 0.25, 0.125],
+    "schedule/doubt.weight": [0.0, 0.0, 0.0],
+}
+
+
+def test_every_schedule_that_moves_is_plotted_with_those_of_its_kind_and_no_other() -> None:
+    history = _history(MOVING)
+    found = {
+        chart.title: [(line.metric, line.label) for line in chart.lines]
+        for chart in charts(history)
+        if chart.title.startswith("Schedules")
+    }
+    assert found == {
+        "Schedules: share": [("schedule/forward_kl.target.0.share", "forward kl target 0")],
+        "Schedules: temperature": [("schedule/forward_kl.temperature", "forward kl")],
+        "Schedules: weight": [("schedule/reverse_kl.weight", "reverse kl")],
+        "Schedules: weights": [
+            ("schedule/forward_kl_2.target.1.weights.1", "forward kl 2 target 1 1")
+        ],
+    }
+    page = render(history, {})
+    assert all(f'alt="{title}"' in page for title in found)
+
+
+def test_a_measure_is_not_plotted_among_the_losses() -> None:
+    by_title = {chart.title: chart for chart in charts(_history(MOVING))}
+    labels = [line.label for line in by_title["Loss terms"].lines]
+    assert labels == ["total", "forward kl"]
+    assert [line.label for line in by_title["Measured, not trained on"].lines] == ["doubt"]
+
+
+def test_a_recorded_schedule_is_replayed_exactly() -> None:
+    values = [0.4, 0.4, 0.4, 0.4012345678901234, 0.5, 0.6, 0.7, 1.0, 1.0]
+    again = recorded_schedule(_history({"schedule/forward_kl.beta": values}), "forward_kl.beta")
+    assert [value(again, Progress(step, 9)) for step in range(9)] == values
+    assert [step for step, _ in again.points][:3] == [0, 2, 3] and again.points[-1] == (8, 1.0)
+
+
+def test_what_was_not_recorded_at_every_step_cannot_be_replayed() -> None:
+    history = _history({"schedule/a.weight": [1.0, 2.0, 3.0], "loss/total": [1.0]})
+    with pytest.raises(SpecError, match=r"b\.weight: is no number of run 'r-1'. It recorded a\.w"):
+        recorded_schedule(history, "b.weight")
+    holes = {"schedule/a.weight": history.metrics["schedule/a.weight"][::2]}
+    with pytest.raises(SpecError, match=r"not recorded at 1 of its steps, first step 2\. Run it"):
+        recorded_schedule(replace(history, metrics=holes), "a.weight")
