@@ -42,15 +42,25 @@ def examine(
         cache_folder: where prepared data are kept; None: where this user's jobs keep them.
 
     Raises:
-        SpecError: a model is not there yet, or no job asks a role.
+        SpecError: a model is not there yet or is a classifier, or no job asks a role.
     """
     asking = [job for job in jobs if job.used_roles]
     if not asking:
         raise SpecError("objective.terms", "ask no role", "Only what roles say can be checked")
     for job in asking:
+        _refuse_classifiers(job)
         _refuse_absent_models(job)
     for job in asking:
         yield from _job(settled(job), cache_folder or CACHE / "data", say)
+
+
+def _refuse_classifiers(job: JobSpec) -> None:
+    if job.data.task == "classifier":
+        raise SpecError(
+            f"{job.name}.student.task",
+            "is classifier, and the checks are made of next-token targets",
+            "Check jobs of causal models; a classifier's answers are compared in its evaluation",
+        )
 
 
 def _refuse_absent_models(job: JobSpec) -> None:

@@ -102,7 +102,9 @@ def engine_of(job: JobSpec, role: str) -> Iterator[ModelEngine]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
-        yield load_role(RoleLoad(role, job.roles[role], job.deterministic, job.seed))
+        engine = load_role(RoleLoad(role, job.roles[role], job.deterministic, job.seed))
+        assert isinstance(engine, ModelEngine)  # `examine` refuses classifiers
+        yield engine
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

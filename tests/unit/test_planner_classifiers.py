@@ -14,6 +14,7 @@ from orchestrator.planner import plan, preflight
 from orchestrator.pool import readings
 from orchestrator.pool.stock import role_digest
 from orchestrator.signals.records import RoleDescription
+from orchestrator.signals_doctor.examine import examine
 from orchestrator.spec import JobSpec
 from orchestrator.standing import standing_plan
 from orchestrator.students.fit import check_classes
@@ -106,3 +107,8 @@ def test_classes_and_readings_that_differ_are_refused(found: Any, told: str) -> 
     compared(12, 12, 10, "features[]")
     with pytest.raises(SpecError, match=told):
         compared(*found)
+
+
+def test_the_doctor_of_signals_says_that_it_checks_causal_models_only() -> None:
+    with pytest.raises(SpecError, match=r"digits.student.task.*next-token targets"):
+        next(examine([distilled()], print))
