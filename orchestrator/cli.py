@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli_cache import cache_app
+from orchestrator.cli_study import run_file as run_study_file
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
 from orchestrator.planner import Plan, plan, preflight
@@ -95,6 +96,31 @@ def resume(folder: RunFolder, as_json: Json = False) -> None:
         return resume_run(folder, on_event).to_dict()
 
     _watch(call, as_json, jobs)
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="Study file (YAML).", metavar="FILE")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with one begun before.")] = False,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Jobs side by side; default: as many as fit.")
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on though the file has changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a study: jobs x arms x seeds, ending in a table."""
+    run_study_file(
+        file,
+        overrides or (),
+        environment_defaults(os.environ),
+        resume=resume,
+        parallel=parallel,
+        accept_changes=accept_changes,
+        as_json=as_json,
+    )
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""Studies: one list of jobs, varied along axes and over seeds, ending in a table."""

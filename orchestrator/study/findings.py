@@ -1,0 +1,68 @@
+"""What a study's assertions came to. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .numbers import Mean, Point, Results, differences_of, mean_of
+from .spec import AssertionSpec, StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """One assertion, with the number it is about."""
+
+    what: str
+    bound: str  # such as ">= 0.04"
+    found: Mean | None  # None: no cell that it is about is done
+    holds: bool
+
+
+def check_assertions(study: StudySpec, results: Results) -> tuple[Checked, ...]:
+    """Every assertion of a study, in order."""
+    return tuple(_checked(study, assertion, results.points) for assertion in study.assertions)
+
+
+def _checked(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point]) -> Checked:
+    values = _values(study, assertion, points)
+    found = mean_of(values) if values else None
+    holds = found is not None and _within(assertion, found.mean)
+    return Checked(assertion.what or _said(study, assertion), _bound(assertion), found, holds)
+
+
+def _values(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point]) -> list[float]:
+    axis, metric = study.axis_of(assertion), assertion.metric
+    at = tuple(assertion.at.items())
+    if assertion.minus is not None:
+        return differences_of(points, axis, assertion.arm, assertion.minus, metric, at)
+    wanted = {(axis, assertion.arm), *at}
+    here = [p.values for p in points if wanted.issubset(p.setting) and metric in p.values]
+    less = assertion.minus_metric
+    if less is None:
+        return [values[metric] for values in here]
+    return [values[metric] - values[less] for values in here if less in values]
+
+
+def _within(assertion: AssertionSpec, value: float) -> bool:
+    if assertion.at_least is not None:
+        return value >= assertion.at_least
+    if assertion.at_most is not None:
+        return value <= assertion.at_most
+    assert assertion.equal_within is not None  # the spec has exactly one bound
+    return abs(value) <= assertion.equal_within
+
+
+def _bound(assertion: AssertionSpec) -> str:
+    if assertion.at_least is not None:
+        return f">= {assertion.at_least:g}"
+    if assertion.at_most is not None:
+        return f"<= {assertion.at_most:g}"
+    return f"within {assertion.equal_within:g} of 0"
+
+
+def _said(study: StudySpec, assertion: AssertionSpec) -> str:
+    less = f" - {assertion.minus}" if assertion.minus is not None else ""
+    metric = assertion.metric
+    if assertion.minus_metric is not None:
+        metric += f" - {assertion.minus_metric}"
+    at = ", ".join(f"{axis} {arm}" for axis, arm in assertion.at.items())
+    return f"{assertion.arm}{less}: {metric}" + (f" at {at}" if at else "")

@@ -1,0 +1,244 @@
+"""Summaries of jobs -> means, standard errors and paired tests. Pure; scipy when a test is made.
+
+Promises: nothing is imputed; a number that is not there is left out and n says so. A statistic
+that is not defined (one seed, no spread at all) is None, never 0 or 1.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+from .plan import Arms, StudyPlan
+from .spec import MetricSpec, StudySpec
+
+Setting = tuple[tuple[str, str], ...]
+"""Pairs of axis and arm."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """What one cell measured."""
+
+    setting: Setting
+    seed: int
+    values: Mapping[str, float]  # by metric; one that is not there was not measured
+    missing: tuple[str, ...]  # keys of jobs that are not done
+
+    def arm(self, axis: str) -> str:
+        """Its arm of an axis."""
+        return dict(self.setting)[axis]
+
+    def without(self, axis: str) -> Setting:
+        """Its arms of all other axes."""
+        return tuple(pair for pair in self.setting if pair[0] != axis)
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """A mean over seeds."""
+
+    n: int
+    mean: float
+    error: float | None  # standard error of the mean; None: one value has none
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting of all axes."""
+
+    setting: Setting
+    seeds: int  # cells wanted
+    done: int  # cells whose jobs are done
+    means: Mapping[str, Mean]  # by metric
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """An arm less the baseline, pair by pair."""
+
+    metric: str
+    arm: str
+    at: Setting | None  # arms of the other axes; None: all pairs together
+    difference: Mean
+    p: float | None  # two-sided paired t-test; None: not defined
+
+
+@dataclass(frozen=True, slots=True)
+class Variance:
+    """One-way analysis of variance over the arms of the compared axis."""
+
+    metric: str
+    at: Setting
+    f: float
+    p: float
+    groups: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """All numbers of a study."""
+
+    points: tuple[Point, ...]
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+    variances: tuple[Variance, ...]
+
+    def metrics(self) -> dict[str, float]:
+        """Means of settings by metric name, for tracking."""
+        return {
+            "/".join(["study", metric, *(f"{axis} {arm}" for axis, arm in row.setting)]): mean.mean
+            for row in self.rows
+            for metric, mean in row.means.items()
+        }
+
+
+def gather(
+    study: StudySpec, plan: StudyPlan, summaries: Mapping[str, Mapping[str, Any]]
+) -> Results:
+    """The numbers of what is done.
+
+    Args:
+        study: what to measure and compare.
+        plan: its cells and jobs.
+        summaries: of the jobs that are done, by key.
+    """
+    points = tuple(_points(study, plan, summaries))
+    compare = study.compare
+    differences, variances = [], []
+    for metric in [metric.label for metric in study.metrics] if compare is not None else []:
+        assert compare is not None
+        arms = [arm for arm in study.vary[compare.axis] if arm != compare.baseline]
+        places = list(dict.fromkeys(point.without(compare.axis) for point in points))
+        for at in [*places, *([None] if len(places) > 1 else [])]:
+            for arm in arms:
+                pairs = differences_of(points, compare.axis, arm, compare.baseline, metric, at)
+                if pairs:
+                    differences.append(Difference(metric, arm, at, mean_of(pairs), paired_p(pairs)))
+        for at in places:
+            found = _variance(points, compare.axis, metric, at)
+            if found is not None:
+                variances.append(found)
+    return Results(points, tuple(_rows(points)), tuple(differences), tuple(variances))
+
+
+def value_of(summary: Mapping[str, Any], metric: MetricSpec) -> float | None:
+    """A metric's number in a summary; None if there is none."""
+    found: Any = summary if metric.source == "summary" else summary.get("evaluation")
+    for part in metric.path.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return None
+        found = found[part]
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return float(found) if math.isfinite(found) else None
+
+
+def paths_of(values: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted paths of all numbers in nested mappings."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from paths_of(value, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield prefix
+
+
+def mean_of(values: Sequence[float]) -> Mean:
+    """Mean and standard error.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    if not values:
+        raise ValueError("no value has no mean; leave it out")
+    n = len(values)
+    return Mean(n, fmean(values), stdev(values) / math.sqrt(n) if n > 1 else None)
+
+
+def differences_of(
+    points: Sequence[Point], axis: str, arm: str, minus: str, metric: str, at: Setting | None
+) -> list[float]:
+    """An arm less another, over cells that are alike in seed and all other axes.
+
+    Args:
+        points: all.
+        axis: of both arms.
+        arm: what is compared.
+        minus: with what.
+        metric: its name.
+        at: arms that other axes must have; None: any.
+    """
+    wanted = set(at or ())
+
+    def of(chosen: str) -> dict[tuple[Setting, int], float]:
+        return {
+            (point.without(axis), point.seed): point.values[metric]
+            for point in points
+            if point.arm(axis) == chosen
+            and metric in point.values
+            and wanted.issubset(point.setting)
+        }
+
+    ours, theirs = of(arm), of(minus)
+    return [value - theirs[place] for place, value in ours.items() if place in theirs]
+
+
+def paired_p(differences: Sequence[float]) -> float | None:
+    """P of a two-sided paired t-test that the mean difference is 0; None if it is not defined."""
+    if len(differences) < 2 or not _spread(differences):
+        return None
+    from scipy import stats
+
+    found: Any = stats.ttest_1samp(differences, 0.0)
+    return float(found.pvalue)
+
+
+def _spread(values: Sequence[float]) -> bool:
+    """Whether values differ by more than rounding."""
+    return stdev(values) > 1e-12 * max(map(abs, values))
+
+
+def _variance(points: Sequence[Point], axis: str, metric: str, at: Setting) -> Variance | None:
+    groups: dict[str, list[float]] = {}
+    for point in points:
+        if point.without(axis) == at and metric in point.values:
+            groups.setdefault(point.arm(axis), []).append(point.values[metric])
+    whole = [values for values in groups.values() if len(values) > 1]
+    if len(whole) < 3 or not any(map(_spread, whole)):
+        return None  # of two groups the paired test says more
+    from scipy import stats
+
+    found: Any = stats.f_oneway(*whole)
+    n = sum(map(len, whole))
+    return Variance(metric, at, float(found.statistic), float(found.pvalue), len(whole), n)
+
+
+def _points(
+    study: StudySpec, plan: StudyPlan, summaries: Mapping[str, Mapping[str, Any]]
+) -> Iterator[Point]:
+    for cell in plan.cells:
+        missing = tuple(key for key in cell.jobs.values() if key not in summaries)
+        values = {}
+        for metric in study.metrics:
+            summary = summaries.get(cell.jobs[study.job_named(metric.job)])
+            value = None if summary is None else value_of(summary, metric)
+            if value is not None:
+                values[metric.label] = value
+        yield Point(_setting(cell.arms), cell.seed, values, missing)
+
+
+def _setting(arms: Arms) -> Setting:
+    return tuple(arms.items())
+
+
+def _rows(points: Sequence[Point]) -> Iterator[Row]:
+    for setting in dict.fromkeys(point.setting for point in points):
+        here = [point for point in points if point.setting == setting]
+        labels = dict.fromkeys(label for point in here for label in point.values)
+        means = {
+            label: mean_of([point.values[label] for point in here if label in point.values])
+            for label in labels
+        }
+        yield Row(setting, len(here), sum(not point.missing for point in here), means)

@@ -1,0 +1,227 @@
+"""Run a study: its jobs through the ordinary runner, side by side, in one Ray session.
+
+Promises: a study that was killed goes on with what is done; a job that fails is tried once more and
+then reported, and the others go on; the table says what is missing. Everything wrong with the file
+is found before anything starts. Heavy imports wait until then.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.errors import Interrupted, SpecError
+from orchestrator.spec import JobSpec
+from orchestrator.spec.job import TrackingSpec
+from orchestrator.spec.paths import absolute_paths
+
+from .findings import Checked, check_assertions
+from .folder import StudyFolder, local_storage, open_folder
+from .journal import Journal, Told
+from .load import study_yaml
+from .numbers import Results, gather
+from .plan import PlannedJob, StudyPlan, plan_study
+from .progress import OnEvent
+from .spec import StudySpec
+from .write import write_tables
+
+if TYPE_CHECKING:
+    from orchestrator.planner.capacity import Inventory
+    from orchestrator.tracking import Tracker
+
+REMOTE = Path.home() / ".cache/stillhouse/runs"
+"""Folder of what a study with a remote storage keeps on this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyResult:
+    """How a study ended."""
+
+    folder: Path
+    results: Results
+    checks: tuple[Checked, ...]
+    failed: Mapping[str, str]  # name of a job -> why it has no result
+
+    @property
+    def holds(self) -> bool:
+        """Whether every job is done and every assertion holds."""
+        return not self.failed and all(check.holds for check in self.checks)
+
+
+def run_study(
+    study: StudySpec,
+    *,
+    parallel: int | None = None,
+    resume: bool = False,
+    accept_changes: bool = False,
+    on_event: OnEvent = lambda event: None,
+) -> StudyResult:
+    """Run a study to its table.
+
+    Args:
+        study: what to run.
+        parallel: jobs side by side; None: as many as the cluster holds.
+        resume: go on with one that was begun.
+        accept_changes: also if the study was another then; jobs that are the same are kept.
+        on_event: hears what jobs tell, and how far the study is. Called from several threads, by
+            one at a time.
+
+    Raises:
+        SpecError: the study cannot run as written; nothing was started.
+        Interrupted: stopped on request; what ran has a checkpoint.
+        StillhouseError: another process runs this study.
+    """
+    from orchestrator.planner.checks import preflight
+
+    plan = _absolute(plan_study(study))
+    first = plan.jobs[0].spec
+    preflight([job.spec for job in plan.jobs])
+    folder = open_folder(
+        study,
+        first.storage,
+        local_storage(first.storage, str(REMOTE)),
+        resume=resume,
+        accept_changes=accept_changes,
+    )
+    plan = _placed(plan, folder)
+    with Journal(folder.journal) as journal:
+        tracker = _tracker(study, plan, folder)
+        status = "failed"
+        try:
+            work, interrupted = _work(plan, folder, journal, parallel, on_event)
+            result = _conclude(study, plan, folder, journal, work, tracker)
+            status = "interrupted" if interrupted else "finished" if result.holds else "failed"
+        finally:
+            tracker.finish(status)
+    if interrupted:
+        done = len(plan.jobs) - len(result.failed)
+        raise Interrupted(
+            f"{done} of {len(plan.jobs)} jobs of study {study.name!r} are done; go on with --resume"
+        )
+    return result
+
+
+def _work(
+    plan: StudyPlan,
+    folder: StudyFolder,
+    journal: Journal,
+    parallel: int | None,
+    on_event: OnEvent,
+) -> tuple[Mapping[str, str], bool]:
+    """Do the jobs; causes of failures by key, and whether it was interrupted."""
+    from .crew import Crew, still_there
+
+    done = still_there(plan, Told.by(journal.entries))
+    if len(done) == len(plan.jobs):
+        return {}, False
+    import ray
+
+    from orchestrator.session import inventory, join_ray
+
+    started = join_ray(plan.jobs[0].spec.ray.address)
+    try:
+        lanes = lanes_for(plan, inventory(), parallel)
+        crew = Crew(plan, folder, journal, done, lanes, on_event)
+        interrupted = crew.work()
+        return crew.causes, interrupted
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def lanes_for(plan: StudyPlan, inventory: "Inventory", parallel: int | None) -> int:
+    """How many jobs run side by side.
+
+    Args:
+        plan: of the study.
+        inventory: of the cluster.
+        parallel: what is asked for; None: as many of the largest job as fit, at least one.
+
+    Raises:
+        SpecError: a job does not fit, or so many do not.
+    """
+    from orchestrator.planner.capacity import plan as plan_job
+
+    needs: dict[str, float] = {}
+    for job in plan.jobs:
+        chain = [each.spec for each in plan.chain(job.key)]
+        for name, amount in plan_job(job.spec, inventory, chain[:-1]).resources.items():
+            needs[name] = max(amount, needs.get(name, 0.0))
+    fitting = [int(inventory.total(name) / amount + 1e-9) for name, amount in needs.items()]
+    most = max(1, min(fitting, default=1))
+    if parallel is not None and parallel > most:
+        largest = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
+        raise SpecError(
+            "--parallel",
+            f"is {parallel}, and the cluster holds {most} of the study's jobs (the largest takes "
+            f"{largest})",
+            f"Give {most} or less, lower resources of jobs, or add nodes",
+        )
+    return min(parallel or most, len(plan.jobs))
+
+
+def _absolute(plan: StudyPlan) -> StudyPlan:
+    return _with_specs(plan, absolute_paths)
+
+
+def _placed(plan: StudyPlan, folder: StudyFolder) -> StudyPlan:
+    """Its jobs, with runs inside the study's folder and below the study's own run in tracking."""
+    from orchestrator.tracking import address_of
+
+    def placed(spec: JobSpec) -> JobSpec:
+        uri = spec.tracking.uri or address_of(None, folder.storage).uri
+        tracking = spec.tracking.model_copy(update={"uri": uri, "parent": folder.run_id})
+        return spec.model_copy(update={"storage": folder.runs, "tracking": tracking})
+
+    return _with_specs(plan, placed)
+
+
+def _with_specs(plan: StudyPlan, change: Callable[[JobSpec], JobSpec]) -> StudyPlan:
+    def changed(job: PlannedJob) -> PlannedJob:
+        return replace(job, spec=change(job.spec))
+
+    return StudyPlan(plan.cells, tuple(map(changed, plan.jobs)))
+
+
+def _tracker(study: StudySpec, plan: StudyPlan, folder: StudyFolder) -> "Tracker":
+    """The study's own run, which its jobs' runs lie below."""
+    from orchestrator.tracking import Tracker
+
+    jobs = plan.jobs[0].spec.tracking
+    spec = TrackingSpec(
+        uri=jobs.uri,
+        experiment=jobs.experiment,
+        tags={
+            **jobs.tags,
+            "study": study.name,
+            "study.cells": str(len(plan.cells)),
+            "study.jobs": str(len(plan.jobs)),
+            "study.seeds": " ".join(map(str, study.seeds)),
+            **{f"study.axis.{axis}": ", ".join(arms) for axis, arms in study.vary.items()},
+        },
+    )
+    tracker = Tracker(folder.path, folder.run_id, spec, folder.storage, name=study.name)
+    tracker.text("study.yaml", study_yaml(study))
+    return tracker
+
+
+def _conclude(
+    study: StudySpec,
+    plan: StudyPlan,
+    folder: StudyFolder,
+    journal: Journal,
+    causes: Mapping[str, str],
+    tracker: "Tracker",
+) -> StudyResult:
+    """Numbers of what is done, the tables, and what tracking is told of them."""
+    told = Told.by(journal.entries)
+    summaries = {key: entry.summary for key, entry in told.done.items()}
+    results = gather(study, plan, summaries)
+    checks = check_assertions(study, results)
+    failed = {
+        job.name: causes.get(job.key, "not run") for job in plan.jobs if job.key not in summaries
+    }
+    for file in write_tables(folder.path, study, results, checks, failed):
+        tracker.artifact(file)
+    tracker.metrics(len(summaries), results.metrics())
+    return StudyResult(folder.path, results, checks, failed)
