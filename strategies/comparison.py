@@ -52,13 +52,14 @@ def compare(
         whole: the pass.
         rows: which of the N positions these are.
         logits: [b, V], the student's; left as they are.
-        theirs: by role, [b, V] logits of those with a dense reader.
+        theirs: by role, [b, V] logits of those with a dense reader; wider where ranks count.
     """
     gradient: Tensor | None = None
     for temperature, indices in _by_temperature(whole.parts):
         column = _column(temperature, rows, logits.dtype)
         view = _view(whole, rows, logits, theirs, column)
-        asked = [_ask(whole, rows, view, whole.parts[index]) for index in indices]
+        known: dict[str, Tensor] = {}
+        asked = [_ask(whole, rows, view, theirs, known, whole.parts[i]) for i in indices]
         values, here = whole.core(logits, column, asked)
         for index, value in zip(indices, values, strict=True):
             whole.values[index, rows] = value
@@ -93,14 +94,16 @@ def _view(
 ) -> View:
     labels = whole.targets[rows]
     places = torch.zeros_like(labels) if whole.places is None else whole.places[rows]
-    return View(labels, logits, theirs, whole.heads, temperature, places)
+    width = logits.shape[1]
+    aligned = {role: of_role[:, :width] for role, of_role in theirs.items()}
+    return View(labels, logits, aligned, whole.heads, temperature, places)
 
 
 @dataclass(frozen=True, slots=True)
 class Dense:
     """A role's answer over the whole vocabulary."""
 
-    logits: Tensor  # [b, V]
+    logits: Tensor  # [b, V], or wider where ranks count
     has_holes: bool
     name: str  # equal ones are the same answer
 
@@ -142,17 +145,29 @@ class Asked:
     wanted: bool  # whether its gradient is
 
 
-def _ask(whole: Comparison, rows: slice, view: View, part: Part) -> Asked:
+def _ask(
+    whole: Comparison,
+    rows: slice,
+    view: View,
+    theirs: Mapping[str, Tensor],
+    known: dict[str, Tensor],
+    part: Part,
+) -> Asked:
+    """`known` are targets of this block by name, each computed once."""
     wanted = whole.with_gradient and part.scale != 0.0
     factor = _column(part.pull_factor(), rows, whole.values.dtype)
     labels = whole.targets[rows].unsqueeze(1)
     if part.role is None:
         return Asked(part, factor, Labels(labels), labels, wanted)
     match whole.readers[part.role]:
-        case DenseReader() as reader if part.target is not None:
-            holes = reader.has_holes or part.target.makes_holes
-            logits = part.target(view, part.role)
-            answer = Dense(logits, holes, f"{part.role} {id(part.target)}")
+        case DenseReader() if part.target is not None:
+            holes = part.target.makes_holes or any(_has_holes(whole, role) for role in part.roles)
+            name = f"{part.role} {id(part.target)}"
+            if name not in known:
+                known[name] = part.target(view, part.role)
+            answer = Dense(known[name], holes, name)
+        case DenseReader() as reader if part.kind == "universal":
+            answer = Dense(theirs[part.role], reader.has_holes, f"{part.role} ranks")
         case DenseReader() as reader:
             answer = Dense(view.role(part.role), reader.has_holes, part.role)
         case CoarseReader() as reader:
@@ -161,6 +176,11 @@ def _ask(whole: Comparison, rows: slice, view: View, part: Part) -> Asked:
         case DrawReader() as reader:
             answer = Draws(reader.ids[rows], reader.weights[rows], reader.entropy[rows])
     return Asked(part, factor, answer, labels, wanted)
+
+
+def _has_holes(whole: Comparison, role: str) -> bool:
+    reader = whole.readers[role]
+    return isinstance(reader, DenseReader) and reader.has_holes
 
 
 def compare_at(
@@ -191,6 +211,11 @@ def compare_at(
                 value, gradient = _distance(part, logits, answer, one.wanted)
                 if gradient is not None:
                     pull.add_on_logits(gradient * one.factor)
+            case Dense() as answer if part.kind == "universal":
+                p = soften(answer.logits, temperature).probability
+                value, pulled = kernels.universal(p, student.probability, one.wanted)
+                if pulled is not None:
+                    pull.add(pulled, one.factor)
             case Dense() as answer:
                 if answer.name not in dense:
                     dense[answer.name] = soften(answer.logits, temperature)
@@ -289,13 +314,11 @@ def _kernel(part: Part, pair: Pair, wanted: bool, labels: Tensor | None = None) 
             return kernels.alpha_beta(pair, part.alpha, part.beta, wanted)
         case "adaptive_kl":
             return kernels.adaptive_kl(pair, part.head_mass, wanted)
-        case "universal":
-            return kernels.universal(pair, wanted)
         case "decoupled":
             assert labels is not None
             weights = part.label_weight, part.others_weight
             return kernels.decoupled(pair, labels, *weights, wanted)
-        case "cross_entropy" | "logits_distance":
+        case "cross_entropy" | "logits_distance" | "universal":
             raise AssertionError(f"{part.kind} compares no distributions")
 
 

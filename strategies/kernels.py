@@ -155,12 +155,15 @@ def adaptive_kl(pair: Pair, head_mass: float, wanted: bool) -> Answer:
     return value, forward_pull.mul_(head).addcmul_(reverse_pull, 1 - head)
 
 
-def universal(pair: Pair, wanted: bool) -> Answer:
-    """Sum of |p - q| with both sorted: entries need no common meaning. arXiv:2402.12030, eq. 7."""
-    p = pair.p.sort(1, descending=True).values
-    q, order = pair.q.sort(1, descending=True)
-    gap = q - p
-    value = gap.abs().sum(1)
+def universal(p: Tensor, q: Tensor, wanted: bool) -> Answer:
+    """Sum of |p - q| with both sorted: entries need no common meaning. arXiv:2402.12030, eq. 7.
+
+    p [b, W] may have more entries than q [b, M], which are then compared with 0.
+    """
+    p = p.sort(1, descending=True).values
+    q, order = q.sort(1, descending=True)
+    gap = q - p[:, : q.shape[1]]
+    value = gap.abs().sum(1) + p[:, q.shape[1] :].sum(1)
     if not wanted:
         return value, None
     return value, torch.zeros_like(q).scatter_(1, order, gap.sign_().mul_(q))
@@ -183,9 +186,9 @@ def decoupled(
     log_p_others, p_others = _without(pair.log_p, labels)
     log_q_others, q_others = _without(pair.log_q, labels)
     log_p, log_q = pair.log_p.gather(1, labels), pair.log_q.gather(1, labels)
-    p = log_p.exp()
+    p, p_rest = log_p.exp(), log_p_others.exp()
     binary = p * (log_p - log_q).masked_fill(torch.isneginf(log_p), 0.0)
-    binary = binary + (1 - p) * (log_p_others - log_q_others).masked_fill(
+    binary = binary + p_rest * (log_p_others - log_q_others).masked_fill(
         torch.isneginf(log_p_others), 0.0
     )
     # The label's own ratio has factor 0 here, so only those of the others count.
@@ -196,7 +199,7 @@ def decoupled(
     value = label_weight * binary.squeeze(1) + others_weight * among
     if not wanted:
         return value, None
-    pull = q_others * (others_weight - label_weight * (1 - p))
+    pull = q_others * (others_weight - label_weight * p_rest)
     pull = pull.add_(p_others, alpha=-others_weight)
     return value, pull.scatter_(1, labels, -label_weight * p)
 

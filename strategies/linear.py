@@ -24,7 +24,7 @@ from .contract import Head, HiddenSignal, LogitSignal, SampledSignal
 from .heads import Projection, Workspace, blocks, chunks, compute_dtype
 from .parts import Part
 from .sampled import refusal
-from .teachers import DenseReader, mismatch, positions, read
+from .teachers import DenseReader, dense_width, mismatch, positions, read
 
 
 def vocabulary_loss(
@@ -103,6 +103,8 @@ def check(
             signal = signals[role]
             counts[f"signal of {role!r}"] = positions(signal)
             drawn = isinstance(signal, SampledSignal)
+            if part.needs_every_entry:
+                dense_width(signal, role)
             reason = refusal(part.kind, part.temperature) if drawn else None
             if reason is not None:
                 raise ValueError(f"role {role!r}: {reason}")
@@ -128,10 +130,17 @@ class _Plan:
         """The pass over `count` positions of a student with `width` entries."""
         roles = list(dict.fromkeys(role for part in self.parts for role in part.roles))
         signals = {role: self.signals[role] for role in roles}
+        # What compares ranks sees entries that the student lacks.
+        wider = {
+            role: max(width, dense_width(signals[role], role))
+            for part in self.parts
+            for role in part.roles
+            if part.kind == "universal"
+        }
         return Comparison(
             self.parts,
             self.targets,
-            {role: read(signal, width, dtype) for role, signal in signals.items()},
+            {role: read(s, wider.get(role, width), dtype) for role, s in signals.items()},
             torch.empty(len(self.parts), count, dtype=dtype, device=like.device),
             with_gradient,
             fusion.compare_at if self.compiled else compare_at,
@@ -233,7 +242,7 @@ def compare_chunk(
     the logits themselves without a `student`.
     """
     theirs = {
-        role: reader.logits(rows, work.take(f"teacher {role}", *logits.shape))
+        role: reader.logits(rows, work.take(f"teacher {role}", len(logits), reader.width))
         for role, reader in whole.readers.items()
         if isinstance(reader, DenseReader)
     }

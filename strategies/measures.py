@@ -59,7 +59,7 @@ def measured(measure: Measure, view: View, role: str | None) -> Tensor:
         case "role_right":
             return (likeliest(theirs) == view.labels).to(theirs.dtype)
         case "dissimilarity":
-            return 1 - _cosine(view.student, theirs)
+            return (1 - _cosine(view.student, theirs)).clamp_min(0.0)
         case "gap":
             log_p = log_softmax(theirs)
             ratio = (log_p - log_softmax(view.student)).masked_fill(torch.isneginf(log_p), 0.0)

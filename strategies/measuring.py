@@ -7,7 +7,6 @@ same whether a student is at hand or not; the others see the student's.
 N positions, V entries.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -19,7 +18,7 @@ from .measures import measured, needs_role, needs_student
 from .specs import Measure, TemperatureBySpec, WeighBySpec
 from .student import StudentLogits
 from .teachers import DenseReader, dense_width, read
-from .view import View
+from .view import View, share_of
 
 Wanted = tuple[Measure, str | None]
 """A measure and the role it looks at; None where it looks at none."""
@@ -145,5 +144,5 @@ def in_top(values: Tensor, group: Tensor, share: float) -> Tensor:
     for index in group.unique().tolist():
         mine = (group == index).nonzero().squeeze(1)
         order = torch.argsort(values[mine], descending=True, stable=True)
-        keep[mine[order[: math.ceil(share * len(mine))]]] = 1.0
+        keep[mine[order[: share_of(len(mine), share)]]] = 1.0
     return keep

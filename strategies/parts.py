@@ -59,6 +59,12 @@ class Part:
         return self.kind in ("reverse_kl", "adaptive_kl")
 
     @property
+    def needs_every_entry(self) -> bool:
+        """Whether the role must say something of every entry of its vocabulary."""
+        kinds = ("adaptive_kl", "decoupled", "universal", "logits_distance")
+        return self.target is not None or self.kind in kinds
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Roles that are looked at."""
         if self.role is None:

@@ -1,8 +1,7 @@
 """Transforms of a role's distribution, before a student learns it. Plain torch, no gradients.
 
-`transform` turns a spec and this step's numbers into a `Transform`: logits in, logits out. What
-comes out is softened at the term's temperature afterwards, so a transform that means a distribution
-as it is, whatever the temperature, multiplies its logarithms by it.
+Logits in, logits out. What comes out is softened at the term's temperature afterwards, so a
+transform that means a distribution at that temperature multiplies its logarithms by it.
 
 b positions, V entries, p the role's probabilities, y the label, w the role's likeliest entry.
 """
@@ -15,9 +14,11 @@ import torch
 from torch import Tensor
 
 from .specs import targets as specs
-from .view import View, likeliest, log_softmax
+from .view import View, likeliest, log_softmax, share_of
 
 Numbers = Mapping[str, float]
+Temperature = float | Tensor
+"""A number, or [b, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,6 @@ class Target:
     def roles(self) -> tuple[str, ...]:
         """Roles that it asks beside the term's own."""
         return tuple(role for one in self.transforms for role in one.served_roles)
-
-    @property
-    def follows_student(self) -> bool:
-        """Whether the student's own answer enters."""
-        return any(isinstance(one, specs.TowardsStudentSpec) for one in self.transforms)
 
     def __call__(self, view: View, role: str) -> Tensor:
         """[b, V] logits to learn from, in place of `role`'s."""
@@ -76,14 +72,12 @@ def transformed(
         case specs.RectifySpec():
             return rectify(logits, view.labels)
         case specs.KeepLabelSpec():
-            return keep_label(logits, view.labels)
+            return keep_label(logits, view.labels, view.temperature)
         case specs.KeepTopSpec():
-            return keep_top(logits, spec.share)
+            return keep_top(logits, spec.share, view.temperature)
         case specs.SimilaritySpec():
-            weight = view.heads[role].weight
-            return similarity(weight, view.labels, spec.power) * (
-                view.temperature / spec.temperature
-            )
+            alike = similarity(view.head(role).weight, view.labels, spec.power, logits)
+            return alike * (view.temperature / spec.temperature)
         case specs.UniformSpec():
             return torch.zeros_like(logits).masked_fill_(torch.isneginf(logits), -torch.inf)
         case specs.LikeliestSpec():
@@ -116,7 +110,7 @@ def swap(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def smooth_wrong(
-    logits: Tensor, labels: Tensor, confidence: float, temperature: float | Tensor
+    logits: Tensor, labels: Tensor, confidence: float, temperature: Temperature
 ) -> Tensor:
     """Where w is not y: `confidence` for y and the rest evenly, whatever the temperature."""
     entries = logits.shape[1]
@@ -139,34 +133,40 @@ def rectify(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.where(best != label, mended, log_q)
 
 
-def keep_label(logits: Tensor, labels: Tensor) -> Tensor:
-    """p_y stays, 1 - p_y is spread evenly over the others that the role has."""
-    log_p, label = log_softmax(logits), labels.unsqueeze(1)
+def keep_label(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tensor:
+    """p_y at the temperature stays, 1 - p_y is spread evenly over the others that the role has."""
+    log_p, label = log_softmax(logits / temperature), labels.unsqueeze(1)
     rest = torch.logsumexp(log_p.scatter(1, label, -torch.inf), 1, keepdim=True)
     absent = torch.isneginf(logits)
     others = (~absent).sum(1, keepdim=True) - (~absent.gather(1, label)).long()
     spread = (rest - others.clamp_min(1).log()).expand_as(log_p)
     spread = spread.masked_fill(absent, -torch.inf)
-    return spread.scatter(1, label, log_p.gather(1, label))
+    return spread.scatter(1, label, log_p.gather(1, label)) * temperature
 
 
-def keep_top(logits: Tensor, share: float) -> Tensor:
-    """The ceil(share * V) likeliest stay, the mass of the others is spread evenly over them."""
-    log_p = log_softmax(logits)
-    kept = log_p.topk(math.ceil(share * logits.shape[1]), dim=1).indices
+def keep_top(logits: Tensor, share: float, temperature: Temperature) -> Tensor:
+    """The ceil(share * V) likeliest stay at the temperature, the others share theirs evenly."""
+    log_p = log_softmax(logits / temperature)
+    kept = log_p.topk(share_of(logits.shape[1], share), dim=1).indices
     rest = log_p.scatter(1, kept, -torch.inf)
     absent = torch.isneginf(log_p)
     others = (~torch.isneginf(rest)).sum(1, keepdim=True)
     spread = torch.logsumexp(rest, 1, keepdim=True) - others.clamp_min(1).log()
     spread = spread.expand_as(log_p).masked_fill(absent, -torch.inf)
-    return spread.scatter(1, kept, log_p.gather(1, kept))
+    return spread.scatter(1, kept, log_p.gather(1, kept)) * temperature
 
 
-def similarity(weight: Tensor, labels: Tensor, power: float) -> Tensor:
-    """[b, V] cosine of each row of a head with the label's, to a power; negative ones count 0."""
-    rows = torch.nn.functional.normalize(weight.detach().to(torch.float32), dim=1)
-    cosines = rows[labels] @ rows.t()
-    return cosines if power == 1.0 else cosines.clamp_min(0.0).pow(power)
+def similarity(weight: Tensor, labels: Tensor, power: float, like: Tensor) -> Tensor:
+    """[b, V] cosine of each row of a head with the label's, to a power that keeps the sign.
+
+    -inf where the head has no entry. A label that it lacks is like none. `like` is [b, V].
+    """
+    width = like.shape[1]
+    rows = torch.nn.functional.normalize(weight[:width].detach().to(like.dtype), dim=1)
+    known = (labels < len(rows)).unsqueeze(1)
+    cosines = rows[labels.clamp_max(len(rows) - 1)] @ rows.t() * known
+    alike = cosines.abs().pow(power).copysign(cosines)
+    return torch.nn.functional.pad(alike, (0, width - len(rows)), value=-torch.inf)
 
 
 def only(logits: Tensor, entries: Tensor) -> Tensor:
@@ -187,9 +187,17 @@ def noisy(logits: Tensor, places: Tensor, size: float, relative: bool, seed: int
 
 
 def mixed(
-    roles: list[Tensor], weights: list[float], temperature: float | Tensor, *, by_entropy: bool
+    roles: list[Tensor], weights: list[float], temperature: Temperature, *, by_entropy: bool
 ) -> Tensor:
-    """Logits whose softmax at `temperature` is the weighted mean of the roles' there."""
+    """Logits whose softmax at `temperature` is the weighted mean of the roles' there.
+
+    Raises:
+        ValueError: no weight is above 0.
+    """
+    if not any(weight > 0 for weight in weights):
+        raise ValueError(
+            f"the weights of a mixture are {weights} at this step; keep one of them above 0"
+        )
     logs = [log_softmax(logits / temperature) for logits in roles]
     shares = torch.tensor(weights, dtype=roles[0].dtype, device=roles[0].device)
     shares = shares.expand(roles[0].shape[0], -1)
@@ -209,7 +217,7 @@ def normal_entropy(log: Tensor) -> Tensor:
 def _normals(places: Tensor, entries: int, seed: int) -> Tensor:
     """[b, entries] float32 standard normals by Box-Muller from a hash of (seed, place, entry)."""
     entry = torch.arange(entries, device=places.device)
-    start = mixed_bits(places + seed * 0x9E3779B97F4A7C1)
+    start = mixed_bits(places + mixed_bits(torch.tensor(seed, device=places.device)))
     first = uniform(mixed_bits(start.unsqueeze(1) + 2 * entry + 1))
     second = uniform(mixed_bits(start.unsqueeze(1) + 2 * entry + 2))
     return ((-2 * first.log()).sqrt() * torch.cos(2 * math.pi * second)).float()

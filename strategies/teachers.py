@@ -70,11 +70,12 @@ class DenseReader:
     """Logits of every entry: encodings `hidden` and `full`, and a top k that keeps everything.
 
     Attributes:
+        width: V.
         has_holes: whether a logit of the student's vocabulary is -inf.
     """
 
     def __init__(self, source: Tensor, projection: Projection | None, student_width: int) -> None:
-        self._projection = projection
+        self._projection, self.width = projection, student_width
         if projection is None:
             source = source[:, :student_width]
         self._source = source

@@ -3,7 +3,8 @@
 b positions, V the student's vocabulary.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,14 +31,28 @@ class View:
         """[b, V] logits of a role."""
         return self.roles[name]
 
+    def head(self, name: str) -> Head:
+        """The head of a role.
 
-Transform = Callable[[View, Tensor], Tensor]
-"""(view, logits [b, V] of the role so far) -> logits [b, V] to learn from."""
+        Raises:
+            ValueError: its signal came without one.
+        """
+        if name not in self.heads:
+            raise ValueError(
+                f"similarity compares rows of the head of role {name!r}, whose signal came without "
+                "one; serve it in encoding hidden"
+            )
+        return self.heads[name]
 
 
 def log_softmax(logits: Tensor) -> Tensor:
     """[b, V] log-probabilities at temperature 1; -inf stays -inf."""
     return torch.log_softmax(logits, 1)
+
+
+def share_of(count: int, share: float) -> int:
+    """ceil(share * count), not misled by the last bit of the product: 0.07 of 100 are 7."""
+    return math.ceil(share * count - 1e-9)
 
 
 def likeliest(logits: Tensor) -> Tensor:

@@ -26,6 +26,10 @@ OF_ROLES: frozenset[Measure] = frozenset(
     {"role_entropy", "role_confidence", "role_right", "dissimilarity", "gap"}
 )
 """Measures that look at a role."""
+OF_BOTH_SIDES: frozenset[Measure] = frozenset({"role_right", "dissimilarity", "gap"})
+"""Measures for which an entry of the role must mean what it means to the student."""
+UNBOUNDED: frozenset[Measure] = frozenset({"student_doubt", "student_loss", "dissimilarity", "gap"})
+"""Measures that may be above 1."""
 
 
 class WeighBySpec(Spec):
@@ -60,6 +64,15 @@ class WeighBySpec(Spec):
             )
         if self.mean and self.top is not None:
             raise ValueError("mean and top are two ways to weigh a group; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _factors_are_not_negative(self) -> "WeighBySpec":
+        if self.complement and self.top is None and self.measure in UNBOUNDED:
+            raise ValueError(
+                f"complement is 1 - {self.measure}, which would be negative where that is above 1; "
+                "use a measure within [0, 1], or top"
+            )
         return self
 
 

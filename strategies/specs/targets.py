@@ -14,6 +14,8 @@ from .schedules import Number, extremes, within
 class TransformSpec(Spec):
     """Base of all transforms."""
 
+    encodings: ClassVar[tuple[str, ...]] = ("full", "hidden")
+    """Encodings of the term's role that it can be computed from."""
     scheduled: ClassVar[tuple[str, ...]] = ()
     """Fields that may be schedules."""
     needs_labels: ClassVar[bool] = False
@@ -54,14 +56,20 @@ class RectifySpec(TransformSpec):
 
 
 class KeepLabelSpec(TransformSpec):
-    """The label stays as it is, the others share the rest evenly: KD-pt, arXiv:2002.03532."""
+    """The label stays as it is, the others share the rest evenly: KD-pt, arXiv:2002.03532.
+
+    At the term's temperature.
+    """
 
     needs_labels: ClassVar[bool] = True
     kind: Literal["keep_label"]
 
 
 class KeepTopSpec(TransformSpec):
-    """A share of the likeliest entries stays, the others share the rest evenly: KD-topk there."""
+    """A share of the likeliest entries stays, the others share the rest evenly: KD-topk there.
+
+    At the term's temperature.
+    """
 
     kind: Literal["keep_top"]
     share: Annotated[float, Field(gt=0, le=1)]
@@ -71,9 +79,11 @@ class KeepTopSpec(TransformSpec):
 class SimilaritySpec(TransformSpec):
     """No role's answer: how alike the label's row of the role's head is to every other: KD-sim.
 
-    softmax(cosine^power / temperature), arXiv:2002.03532. For heads of few entries.
+    softmax(cosine^power / temperature), the power keeping the cosine's sign. arXiv:2002.03532. For
+    heads of few entries: it goes over all of the head for every few positions.
     """
 
+    encodings: ClassVar[tuple[str, ...]] = ("hidden",)
     needs_labels: ClassVar[bool] = True
     kind: Literal["similarity"]
     power: PositiveFloat = 1.0

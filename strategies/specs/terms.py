@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from .base import Spec
-from .measures import OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
+from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .schedules import Number, within
 from .targets import TargetSpec
 
@@ -101,9 +101,12 @@ class RoleTerm(TermBase):
         return moving
 
     def usable_encodings(self) -> tuple[str, ...]:
-        if self.target or self.where is not None or self.weigh_by is not None:
-            return tuple(kind for kind in self.encodings if kind in DENSE)
-        return self.encodings
+        usable = self.encodings
+        if self.where is not None or self.weigh_by is not None:
+            usable = tuple(kind for kind in usable if kind in DENSE)
+        for transform in self.target:
+            usable = tuple(kind for kind in usable if kind in transform.encodings)
+        return usable
 
 
 class DivergenceSpec(RoleTerm):
@@ -255,11 +258,25 @@ class DecoupledSpec(DivergenceSpec):
 class UniversalSpec(DivergenceSpec):
     """T sum |p - q| over ranks: both sorted, so entries need no common meaning. arXiv:2402.12030.
 
-    The term for a role with another tokenizer (`roles.<name>.tokenizer`).
+    For a role whose entries mean something else, and of which there may be more or fewer.
     """
 
     encodings: ClassVar[tuple[str, ...]] = DENSE
     kind: Literal["universal"]
+
+    @model_validator(mode="after")
+    def _entries_are_not_compared(self) -> "UniversalSpec":
+        measures = [by.measure for by in (self.weigh_by, self.temperature_by) if by is not None]
+        crossed = [f"measure {one}" for one in measures if one in OF_BOTH_SIDES]
+        crossed += ["target"] if self.target else []
+        crossed += ["where"] if self.where is not None else []
+        if crossed:
+            raise ValueError(
+                f"universal compares ranks only, and {crossed[0]} needs entries of role "
+                f"{self.role!r} that mean what they mean to the student; remove it, or use another "
+                "divergence"
+            )
+        return self
 
 
 class LogitsDistanceSpec(RoleTerm):

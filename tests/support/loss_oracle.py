@@ -21,6 +21,12 @@ def oracle(
     kept: Tensor | None = None,
     skew: float = 0.1,
     alpha: float = 0.5,
+    head_mass: float = 0.5,
+    label_weight: float = 1.0,
+    others_weight: float = 1.0,
+    logit_scale: float = 1.0,
+    margin: float = 0.0,
+    over: str = "sum",
     position_weight: Tensor | None = None,
 ) -> Tensor:
     """Sum over positions of one term.
@@ -29,9 +35,10 @@ def oracle(
         kind: of the term.
         student: [N, V] logits.
         teacher: [N, V'] logits, for all but cross entropy.
-        targets: [N], for cross entropy.
+        targets: [N], for cross entropy and the decoupled divergence.
         temperature: one, or [N].
-        beta, label_smoothing, skew, alpha: the term's numbers.
+        beta, label_smoothing, skew, alpha, head_mass, label_weight, others_weight, logit_scale,
+            margin, over: the term's numbers.
         kept: [N, K] ids of a top-k teacher.
         position_weight: [N].
     """
@@ -46,8 +53,16 @@ def oracle(
             continue
         assert teacher is not None
         t = float(temperatures[row])
-        numbers = {"beta": beta, "skew": skew, "alpha": alpha}
         theirs = teacher[row].detach().double()
+        if kind == "logits_distance":
+            total = total + weight * _distance(z, theirs, logit_scale, margin, over)
+            continue
+        if kind == "universal":
+            total = total + weight * t * _ranks_apart((z / t).softmax(0), (theirs / t).softmax(0))
+            continue
+        numbers = {"beta": beta, "skew": skew, "alpha": alpha, "head_mass": head_mass}
+        numbers |= {"label_weight": label_weight, "others_weight": others_weight}
+        numbers["label"] = int(targets[row])
         log_p, log_q = (
             _dense(z / t, theirs / t)
             if kept is None
@@ -113,6 +128,10 @@ def _divergence(kind: str, log_p: Tensor, log_q: Tensor, numbers: dict[str, floa
             return _kl(log_q, _mix(log_q, log_p, skew))
         case "total_variation":
             return (p - q).abs().sum() / 2
+        case "adaptive_kl":
+            return _adaptive_kl(log_p, log_q, numbers["head_mass"])
+        case "decoupled":
+            return _decoupled(log_p, log_q, numbers)
         case "alpha_beta" if alpha <= 0 or alpha + beta <= 0:
             log_q, log_p = _given_support(log_q, log_p)
             return _alpha_beta(log_p, log_q, alpha, beta)
@@ -155,3 +174,44 @@ def _alpha_beta(log_p: Tensor, log_q: Tensor, a: float, b: float) -> Tensor:
     of_p, of_q = ((a + b) * log_p).exp(), ((a + b) * log_q).exp()
     crossed = (a * log_p + b * log_q).exp()
     return -(crossed - a / (a + b) * of_p - b / (a + b) * of_q).sum() / (a * b)
+
+
+def _distance(z: Tensor, theirs: Tensor, scale: float, margin: float, over: str) -> Tensor:
+    squares = [
+        (ours - scale * wanted) ** 2
+        for ours, wanted in zip(z, theirs, strict=False)
+        if wanted > -torch.inf
+    ]
+    distance = torch.stack(squares).sum() / (len(z) if over == "mean" else 1)
+    return (distance - margin * scale).clamp_min(0.0)
+
+
+def _ranks_apart(q: Tensor, p: Tensor) -> Tensor:
+    q, p = q.sort(descending=True).values, p.sort(descending=True).values
+    longest = max(len(q), len(p))
+    pad = torch.nn.functional.pad
+    return (pad(q, (0, longest - len(q))) - pad(p, (0, longest - len(p)))).abs().sum()
+
+
+def _adaptive_kl(log_p: Tensor, log_q: Tensor, head_mass: float) -> Tensor:
+    """The published algorithm: gather the head entry by entry, then weigh the two directions."""
+    log_q, log_p = _given_support(log_q, log_p)
+    p, q = log_p.exp(), log_q.detach().exp()
+    head, held = [], 0.0
+    for entry in p.argsort(descending=True).tolist():
+        if held >= head_mass:
+            break
+        head.append(entry)
+        held += float(p[entry])
+    gaps = (p - q).abs()
+    share = float(gaps[head].sum() / gaps.sum()) if gaps.sum() > 0 else 0.5
+    return share * _kl(log_p, log_q) + (1 - share) * _kl(log_q, log_p)
+
+
+def _decoupled(log_p: Tensor, log_q: Tensor, numbers: dict[str, float]) -> Tensor:
+    label = int(numbers["label"])
+    others = [entry for entry in range(len(log_q)) if entry != label]
+    p = torch.stack([log_p[label], torch.logsumexp(log_p[others], 0)])
+    q = torch.stack([log_q[label], torch.logsumexp(log_q[others], 0)])
+    among = _kl(log_p[others] - p[1], log_q[others] - q[1]) if p[1] > -torch.inf else 0.0
+    return numbers["label_weight"] * _kl(p, q) + numbers["others_weight"] * among
