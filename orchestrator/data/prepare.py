@@ -6,39 +6,31 @@ by rename, complete or not at all, so any number of processes may prepare at onc
 sources are files that did not change, a second call reads none of them.
 """
 
-import hashlib
 import json
 import os
 import shutil
 import time
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.data import DataSpec, Messages
+from orchestrator.spec.data import DataSpec
 
 from .corrupt import corrupted
-from .format import Encoded, required_chat
+from .format import Encoded
 from .read import Document, read_documents
-from .sources import source_files
 from .split import is_held_out
 from .store import FILES, SampleStore, StoreWriter
 from .tokenise import Sample, classified, cut, encoded_documents
 from .tokenizer import TextTokenizer, load_tokenizer
+from .versions import Digest, quick_key
 
-LAYOUT = "2"
-"""Raised whenever the same input would give other samples or other files."""
 ABANDONED_S = 7 * 86400.0
 """A build that takes longer than this is taken for dead."""
 PARTS = ("train", "held_out")
 MANIFEST = "manifest.json"
-_TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 class HeldOutEmpty(UserWarning):
@@ -85,7 +77,7 @@ def prepare(spec: DataSpec, tokenizer_folder: str | None, cache_folder: str) -> 
     """
     cache = Path(cache_folder)
     (cache / "keys").mkdir(parents=True, exist_ok=True)
-    quick = _quick_key(spec, tokenizer_folder)
+    quick = quick_key(spec, tokenizer_folder)
     data = _remembered(cache, quick)
     if data is None:
         tokenizer = None if tokenizer_folder is None else load_tokenizer(tokenizer_folder)
@@ -97,69 +89,14 @@ def prepare(spec: DataSpec, tokenizer_folder: str | None, cache_folder: str) -> 
     return data
 
 
-# --- naming --------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 
-def _read(spec: DataSpec, tokenizer: TextTokenizer | None) -> "_Digest":
-    digest = _Digest(spec, tokenizer)
+def _read(spec: DataSpec, tokenizer: TextTokenizer | None) -> Digest:
+    digest = Digest(spec, tokenizer)
     for _ in digest.through(read_documents(spec)):
         pass
     return digest
-
-
-class _Digest:
-    """Hashes documents as they pass, and counts their classes."""
-
-    def __init__(self, spec: DataSpec, tokenizer: TextTokenizer | None) -> None:
-        chat = any(isinstance(format, Messages) for format in spec.formats)
-        described = {
-            "layout": LAYOUT,
-            "context": spec.row_tokens,
-            "long_documents": spec.long_documents,
-            "held_out": spec.held_out,
-            "corrupt": spec.corrupt.model_dump(),
-            "tokenizer": None if tokenizer is None else tokenizer.identity,
-            "chat": asdict(required_chat(tokenizer)) if tokenizer is not None and chat else None,
-        }
-        self._formats = [format.kind for format in spec.formats]
-        self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
-        self.classes = len(getattr(spec.formats[0], "classes", None) or ())
-
-    def through(self, documents: Iterable[Document]) -> Iterator[Document]:
-        for document in documents:
-            content = document.content
-            features = content.astype("<f4").tobytes() if isinstance(content, np.ndarray) else b""
-            entry = [document.id, self._formats[document.source], document.label]
-            entry.append(len(features) if features else content)
-            self._hash.update(json.dumps(entry, sort_keys=True, default=str).encode() + b"\n")
-            self._hash.update(features)
-            self.classes = max(self.classes, document.label + 1)
-            yield document
-
-    @property
-    def version(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _quick_key(spec: DataSpec, tokenizer_folder: str | None) -> str | None:
-    """Names sizes and times of all files read; None where a source has no such files."""
-    stats: list[Any] = [_stats(_tokenizer_files(tokenizer_folder) if tokenizer_folder else [])]
-    for index, source in enumerate(spec.sources):
-        files = source_files(source, f"data.sources.{index}")
-        if files is None:
-            return None
-        stats.append(_stats(files))
-    described = [LAYOUT, spec.model_dump(mode="json", exclude={"packing", "workers"}), stats]
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _tokenizer_files(folder: str) -> list[Path]:
-    return sorted(path for glob in _TOKENIZER_FILES for path in Path(folder).glob(glob))
-
-
-def _stats(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    stats = [(path, path.stat()) for path in files]
-    return [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _remembered(cache: Path, quick: str | None) -> TokenData | None:
@@ -184,7 +121,7 @@ def _build(
     tokenizer: TextTokenizer | None,
     tokenizer_folder: str | None,
     cache: Path,
-    read: _Digest,
+    read: Digest,
 ) -> TokenData:
     _sweep(cache)
     version = read.version
@@ -209,9 +146,9 @@ def _write(
     tokenizer: TextTokenizer | None,
     tokenizer_folder: str | None,
     folder: Path,
-    read: _Digest,
+    read: Digest,
 ) -> Counts:
-    counts, digest, ids = Counts(), _Digest(spec, tokenizer), set[str]()
+    counts, digest, ids = Counts(), Digest(spec, tokenizer), set[str]()
     documents = digest.through(read_documents(spec))
     encoded = encoded_documents(documents, spec.formats, tokenizer, tokenizer_folder, spec.workers)
     with StoreWriter(folder / "train") as train, StoreWriter(folder / "held_out") as held_out:
