@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from orchestrator.spec import JobSpec
+from strategies.specs import Within
 
 TARGET = Path(__file__).parent / "reference.md"
 HEAD = """# Job file reference
@@ -129,6 +130,7 @@ def _with_limits(text: str, metadata: list[Any]) -> str:
         if getattr(each, name, None) is not None
     ]
     patterns = [f"matching `{each.pattern}`" for each in metadata if getattr(each, "pattern", None)]
+    limits += [each.limits for each in metadata if isinstance(each, Within)]
     return " ".join([text, *([", ".join(limits)] if limits else []), *patterns])
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.cli_cache import cache_app
+from orchestrator.cli_recipes import recipes
 from orchestrator.cli_study import run_file as run_study_file
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
@@ -43,6 +44,7 @@ app = typer.Typer(
 pool_app = typer.Typer(help="Standing pools: teachers shared by many jobs.", no_args_is_help=True)
 app.add_typer(pool_app, name="pool")
 app.add_typer(cache_app, name="cache")
+app.command()(recipes)
 
 JobFile = Annotated[Path, typer.Argument(help="Job file (YAML).", metavar="FILE")]
 RunFolder = Annotated[str, typer.Argument(help="Run folder, e.g. runs/<run id>.", metavar="RUN")]

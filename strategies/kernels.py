@@ -199,8 +199,9 @@ def decoupled(
     value = label_weight * binary.squeeze(1) + others_weight * among
     if not wanted:
         return value, None
-    pull = q_others * (others_weight - label_weight * p_rest)
-    pull = pull.add_(p_others, alpha=-others_weight)
+    # A teacher with nothing beside the label says nothing of how the others compare.
+    among_weight = others_weight * (p_others.sum(1, keepdim=True) > 0).to(p.dtype)
+    pull = q_others * (among_weight - label_weight * p_rest) - p_others * among_weight
     return value, pull.scatter_(1, labels, -label_weight * p)
 
 

@@ -261,16 +261,13 @@ class Objective:
         }
 
     def counts(
-        self, batch: Batch, signals: Signals, asked: Batch | None = None
+        self, batch: Batch, signals: Signals, asked: Mapping[str, Batch] | None = None
     ) -> dict[str, Tensor]:
         """Per term, what its sum is divided by: float32 scalars, known before any forward.
 
         `asked` is that of `loss`.
         """
-        seen = batch if asked is None else asked
-        return {
-            term.name: term.count(seen if term.asks() else batch, signals) for term in self.terms
-        }
+        return {term.name: term.count(_seen(term, batch, asked), signals) for term in self.terms}
 
     def loss(
         self,
@@ -279,7 +276,7 @@ class Objective:
         signals: Signals,
         numbers: Mapping[str, float],
         scales: Mapping[str, float],
-        asked: Batch | None = None,
+        asked: Mapping[str, Batch] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, and each term's sum.
 
@@ -290,16 +287,17 @@ class Objective:
             numbers: of `numbers(...)`.
             scales: per term: its weight over the global count, times the engine's own factors.
                 0 reports a term without training on it.
-            asked: `batch` with loss only where roles were asked, which is what signals then cover;
-                terms without a role see all of `batch`. None: roles were asked about all.
+            asked: by role, `batch` with loss only where the role was asked, which is what its
+                signal then covers; terms without a role see all of `batch`. None: roles were asked
+                about all.
 
         Returns:
             Scalar `sum over terms of scales[term] * total`, differentiable (once); and the
             detached totals by term.
 
         Raises:
-            ValueError: outputs, targets and signals do not cover the same positions, or a signal
-                cannot answer a temperature.
+            ValueError: outputs, targets and signals do not cover the same positions, roles of one
+                term were asked about different ones, or a signal cannot answer a temperature.
         """
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
         losses: list[Tensor] = []
@@ -369,14 +367,28 @@ class Objective:
 
 
 def _by_batch(
-    terms: Sequence[Term], batch: Batch, asked: Batch | None
+    terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
 ) -> list[tuple[Batch, list[Term]]]:
     """Terms by the batch they see."""
-    if asked is None:
-        return [(batch, list(terms))]
-    with_role = [term for term in terms if term.asks()]
-    without = [term for term in terms if not term.asks()]
-    return [(seen, those) for seen, those in ((batch, without), (asked, with_role)) if those]
+    found: dict[int, tuple[Batch, list[Term]]] = {}
+    for term in terms:
+        seen = _seen(term, batch, asked)
+        found.setdefault(id(seen), (seen, []))[1].append(term)
+    return list(found.values())
+
+
+def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
+    """The batch that a term sees."""
+    roles = dict.fromkeys(ask.role for ask in term.asks())
+    if asked is None or not roles:
+        return batch
+    first, *others = (asked[role] for role in roles)
+    if any(other is not first for other in others):
+        raise ValueError(
+            f"{term.name} compares {', '.join(roles)}, which were asked about different positions; "
+            "give roles of one term one tokenizer"
+        )
+    return first
 
 
 def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:

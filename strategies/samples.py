@@ -39,7 +39,14 @@ def narrowed(spec: SelectSpec, values: Tensor, batch: Batch) -> Batch:
     group[place.cpu()] = group_of(batch, spec.group).cpu()
     keep = in_top(score if spec.largest else -score, group, spec.share).to(bool)
     chosen = batch.sample_index.unsqueeze(-1).eq(distinct[keep.to(distinct.device)]).any(-1)
-    return replace(batch, targets=batch.targets.masked_fill(~chosen, IGNORED))
+    return only(batch, chosen[batch.mask])
+
+
+def only(batch: Batch, kept: Tensor) -> Batch:
+    """`batch` with loss at some of its N loss-bearing positions only; `kept` is [N] bool."""
+    targets = batch.targets.clone()
+    targets[batch.mask] = batch.kept_targets.masked_fill(~kept, IGNORED)
+    return replace(batch, targets=targets)
 
 
 def random_scores(batch: Batch, step: int) -> Tensor:

@@ -139,7 +139,7 @@ def keep_label(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tens
     rest = torch.logsumexp(log_p.scatter(1, label, -torch.inf), 1, keepdim=True)
     absent = torch.isneginf(logits)
     others = (~absent).sum(1, keepdim=True) - (~absent.gather(1, label)).long()
-    spread = (rest - others.clamp_min(1).log()).expand_as(log_p)
+    spread = (rest - others.clamp_min(1).to(log_p.dtype).log()).expand_as(log_p)
     spread = spread.masked_fill(absent, -torch.inf)
     return spread.scatter(1, label, log_p.gather(1, label)) * temperature
 
@@ -151,7 +151,7 @@ def keep_top(logits: Tensor, share: float, temperature: Temperature) -> Tensor:
     rest = log_p.scatter(1, kept, -torch.inf)
     absent = torch.isneginf(log_p)
     others = (~torch.isneginf(rest)).sum(1, keepdim=True)
-    spread = torch.logsumexp(rest, 1, keepdim=True) - others.clamp_min(1).log()
+    spread = torch.logsumexp(rest, 1, keepdim=True) - others.clamp_min(1).to(log_p.dtype).log()
     spread = spread.expand_as(log_p).masked_fill(absent, -torch.inf)
     return spread.scatter(1, kept, log_p.gather(1, kept)) * temperature
 

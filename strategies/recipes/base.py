@@ -6,6 +6,8 @@ that a job file may also spell out itself, and is recorded beside it.
 
 from typing import Annotated, Any, ClassVar
 
+from pydantic import ConfigDict
+
 from ..specs.base import Spec
 from ..specs.samples import BetweenEpochs, SelectSpec
 from ..specs.schedules import Number, extremes, within
@@ -20,6 +22,8 @@ Temperature = Annotated[Number, within(0.0, 1000.0, open_low=True)]
 
 class Recipe(Spec):
     """Base of all recipes. The docstring of each says in a sentence what it is for."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)  # the command shows them
 
     title: ClassVar[str]
     source: ClassVar[str]

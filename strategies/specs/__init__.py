@@ -26,6 +26,7 @@ from .schedules import PiecewiseSchedule as PiecewiseSchedule
 from .schedules import PolynomialSchedule as PolynomialSchedule
 from .schedules import Schedule as Schedule
 from .schedules import StepSchedule as StepSchedule
+from .schedules import Within as Within
 from .schedules import extremes as extremes
 from .schedules import within as within
 from .targets import TargetSpec as TargetSpec

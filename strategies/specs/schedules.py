@@ -6,6 +6,7 @@ A schedule knows its extremes, so that a field refuses one that leaves the field
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -194,6 +195,13 @@ def extremes(number: "Number") -> tuple[float, float]:
     return (number, number) if isinstance(number, int | float) else number.extremes()
 
 
+@dataclass(frozen=True, slots=True)
+class Within(AfterValidator):
+    """A validator that can tell its limits."""
+
+    limits: str = ""
+
+
 def within(
     low: float,
     high: float,
@@ -216,4 +224,6 @@ def within(
             )
         return number
 
-    return AfterValidator(check)
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    least = f"{'>' if open_low else '>='} {low:g}"
+    return Within(check, least if high == math.inf else f"in {left}{low:g}, {high:g}{right}")

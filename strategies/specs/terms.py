@@ -20,6 +20,8 @@ class TermBase(Spec):
     """Encodings of its role that the term can learn from; () for a term without a role."""
     scheduled: ClassVar[tuple[str, ...]] = ("weight",)
     """Fields that may be schedules, `weight` first."""
+    crosses_tokenizers: ClassVar[bool] = False
+    """Whether it can learn from a role with another tokenizer, at the positions that pair."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
@@ -262,6 +264,7 @@ class UniversalSpec(DivergenceSpec):
     """
 
     encodings: ClassVar[tuple[str, ...]] = DENSE
+    crosses_tokenizers: ClassVar[bool] = True
     kind: Literal["universal"]
 
     @model_validator(mode="after")
