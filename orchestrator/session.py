@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,14 @@ from typing import Any
 import fsspec
 import ray
 
+from orchestrator.data import Crossing
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
 from orchestrator.models.made import is_made
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, plan
+from orchestrator.planner.tokenizers import crossings
 from orchestrator.pool import Pool, PoolPlan, readings
 from orchestrator.pool.cache import Cache
 from orchestrator.pool.label import LabelJob, labelled
@@ -149,9 +151,12 @@ class Session:
     ) -> tuple[StudentJob, Pool | None]:
         """What the workers need; pool and group are up when it returns."""
         resolved, tokenizer = _resolved(job, exports)
+        crossing = crossings(resolved, tokenizer)
+        self._warn_of_measuring(resolved, crossing)
         cache = self._cache_for(resolved)
         if isinstance(resolved.pool, NoPool) and cache is not None:
-            check_stock(resolved, cache, tokenizer, str(CACHE / "data"))  # before any worker starts
+            # before any worker starts
+            check_stock(resolved, cache, tokenizer, str(CACHE / "data"), crossing)
         self._group = self._group_for(resolved)  # comes up by itself while the pool is waited for
         pool = self._pool_for(resolved)
         if cache is not None:
@@ -166,6 +171,7 @@ class Session:
             None if cache is None else cache.handle,
             self._fingerprints(resolved, pool, cache),
             resume,
+            crossing,
         )
         return student, pool
 
@@ -198,6 +204,7 @@ class Session:
                 pool.handle(),
                 cache.handle,
                 fingerprints,
+                crossings(resolved, tokenizer),
             )
         ):
             told[event.part] = {
@@ -271,6 +278,15 @@ class Session:
         # For each job anew: owners that were idle have ended, and nodes may have come.
         self.caches[path] = Cache.open(path, job.cache.max_bytes)
         return self.caches[path]
+
+    def _warn_of_measuring(self, job: JobSpec, crossing: Mapping[str, Crossing]) -> None:
+        if job.compared_role is not None and job.compared_with(crossing) is None:
+            self._on_event(
+                Warned(
+                    job.name,
+                    f"{job.compared_role} has another tokenizer: agreement and KL are not measured",
+                )
+            )
 
     def _warn_of(self, job: JobSpec, cache: Cache) -> None:
         for complaint in cache.complaints():

@@ -4,8 +4,9 @@ Imports neither torch nor ray. Which documents exist and how they become samples
 by `prepare`; which samples a step sees is a pure function of the step, by `Order`.
 """
 
-from .collate import Flat, NumpyBatch, collate, end_to_end
+from .collate import Flat, NumpyBatch, Samples, collate, end_to_end
 from .collation import Collate, collation
+from .crossing import CrossedStore, Crossing
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
 from .reading import Reading, inputs_of, reading_of
@@ -13,12 +14,15 @@ from .store import SampleStore
 
 __all__ = [
     "Collate",
+    "CrossedStore",
+    "Crossing",
     "Flat",
     "NumpyBatch",
     "Order",
     "Reading",
     "Row",
     "SampleStore",
+    "Samples",
     "TokenData",
     "collate",
     "collation",

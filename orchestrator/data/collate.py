@@ -7,6 +7,7 @@ reads sample borders off the positions. Shape letters: R rows, T positions (the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -67,7 +68,24 @@ class Flat:
     wanted: np.ndarray  # [M] bool
 
 
-def end_to_end(store: SampleStore, rows: Sequence[Row]) -> Flat:
+class Samples(Protocol):
+    """What a role is asked about: the job's samples, or the same in the role's own tokens."""
+
+    def tokens(self, index: int) -> np.ndarray:
+        """[n] int32."""
+        ...
+
+    def wanted(self, index: int) -> np.ndarray:
+        """[n] bool."""
+        ...
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """[S] int32: tokens of each sample."""
+        ...
+
+
+def end_to_end(store: Samples, rows: Sequence[Row]) -> Flat:
     """Lay the rows' samples out one after the other; S may be 0."""
     samples = [sample for row in rows for sample in row]
     tokens = [store.tokens(sample) for sample in samples]

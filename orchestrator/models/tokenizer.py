@@ -25,8 +25,8 @@ def tokenizer_folder(
 ) -> tuple[str, str]:
     """The folder of the job's tokenizer.
 
-    The first choice is a model's `tokenizer` field, the student's before the roles' in order; then
-    the first model's own folder that holds a tokenizer, in the same order.
+    What the student names or brings comes first; then what roles name in their `tokenizer` field,
+    in order; then the first role's own folder that holds one.
 
     Args:
         models: (dotted path, spec) of the student, then of each role.
@@ -39,12 +39,17 @@ def tokenizer_folder(
         SpecError: no model names or brings a tokenizer.
     """
     models = list(models)
+    for field, spec in models[:1]:
+        folder = own_tokenizer(spec, field, resolve)
+        if folder is not None:
+            named = spec.tokenizer is not None
+            return folder, f"{field}.{'tokenizer' if named else spec.source[0]}"
     for field, spec in models:
         if spec.tokenizer is not None:
             return _named(spec.tokenizer, f"{field}.tokenizer"), f"{field}.tokenizer"
     for field, spec in models:
-        folder = _own(spec, field, resolve)
-        if folder is not None and has_tokenizer(folder):
+        folder = own_tokenizer(spec, field, resolve)
+        if folder is not None:
             return folder, f"{field}.{spec.source[0]}"
     tried = ", ".join(field for field, _ in models)
     raise SpecError(
@@ -52,6 +57,20 @@ def tokenizer_folder(
         f"is absent, and no model brings one (looked at {tried})",
         "Name a folder or hub id that holds a tokenizer",
     )
+
+
+def own_tokenizer(spec: ModelSpec, field: str, resolve: Resolve | None = None) -> str | None:
+    """The folder of the tokenizer that a model names or brings; None if it does neither.
+
+    Args:
+        spec: the model.
+        field: its dotted path.
+        resolve: as in `tokenizer_folder`.
+    """
+    if spec.tokenizer is not None:
+        return _named(spec.tokenizer, f"{field}.tokenizer")
+    folder = _own(spec, field, resolve)
+    return folder if folder is not None and has_tokenizer(folder) else None
 
 
 def has_tokenizer(folder: str | Path) -> bool:

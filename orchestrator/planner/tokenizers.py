@@ -1,20 +1,27 @@
-"""Do the models of a job read the same ids from the same text?
+"""Do the models of a job read the same ids from the same text? If not, can its terms do without?
 
 Compares by what ids mean (`models.tokenizer_fingerprint`), not by files. Models on a hub or in a
-registry are not fetched here: they are compared when they are loaded.
+registry are not fetched by `check_tokenizers`: `crossings` compares them once they are folders.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from orchestrator.data import Crossing
 from orchestrator.errors import SpecError
-from orchestrator.models.tokenizer import has_tokenizer, tokenizer_fingerprint, vocabulary_size
+from orchestrator.models.positions import positions_of
+from orchestrator.models.tokenizer import (
+    has_tokenizer,
+    own_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
 from orchestrator.spec import JobSpec
 from orchestrator.spec.models import ModelSpec
 
 
 def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> None:
-    """Refuse a job on text without a tokenizer, or whose models' tokenizers differ.
+    """Refuse a job on text without a tokenizer, or with a role of another that no term can cross.
 
     Args:
         job: the job.
@@ -46,12 +53,54 @@ def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> N
     expected = tokenizer_fingerprint(first)
     for field, folder in others:
         if tokenizer_fingerprint(folder) != expected:
-            raise SpecError(
-                prefix + field,
+            differs = (
                 f"the tokenizer in {folder!r} ({vocabulary_size(folder)} ids) differs from "
-                f"{first_field}'s in {first!r} ({vocabulary_size(first)} ids)",
-                "Use models that share one tokenizer: teacher and student must read the same ids",
+                f"{first_field}'s in {first!r} ({vocabulary_size(first)} ids)"
             )
+            _check_can_cross(job, field.split(".")[1], prefix + field, differs, prefix)
+
+
+def crossings(job: JobSpec, tokenizer: str | None) -> dict[str, Crossing]:
+    """The roles that are asked in tokens of their own.
+
+    Args:
+        job: its `registry` and `job` sources made folders. Roles on a hub are fetched.
+        tokenizer: folder of the job's tokenizer; None: the data are no text.
+
+    Raises:
+        SpecError: a term cannot learn from such a role.
+    """
+    if tokenizer is None:
+        return {}
+    expected, found = tokenizer_fingerprint(tokenizer), dict[str, Crossing]()
+    for name in job.used_roles:
+        folder = own_tokenizer(job.roles[name], f"roles.{name}")
+        if folder is None or tokenizer_fingerprint(folder) == expected:
+            continue
+        differs = f"the tokenizer in {folder!r} differs from the job's in {tokenizer!r}"
+        _check_can_cross(job, name, f"roles.{name}", differs, "")
+        found[name] = Crossing(folder, positions_of(job.roles[name]))
+    return found
+
+
+def _check_can_cross(job: JobSpec, role: str, field: str, differs: str, prefix: str) -> None:
+    """Refuse a role with another tokenizer unless every term that asks it can do without ids."""
+    asking = [term for term in job.objective.terms if role in term.served_roles]
+    unable = [term.kind for term in asking if not term.crosses_tokenizers]
+    if unable or job.data.task != "causal_lm":
+        asked = f", and {unable[0]} compares ids" if unable else ""
+        raise SpecError(
+            field,
+            differs + asked,
+            "Use models that share one tokenizer: teacher and student must read the same ids; or "
+            "learn from the role with `universal` terms only, which compare ranks",
+        )
+    if job.evaluation.against == role:
+        raise SpecError(
+            f"{prefix}evaluation.against",
+            f"is {role!r}, and {differs}: agreement and KL compare ids",
+            "Name a role that shares the student's tokenizer, or remove it",
+        )
 
 
 def job_tokenizer(job: JobSpec, earlier: Sequence[JobSpec]) -> str | None:
@@ -64,8 +113,8 @@ def job_tokenizer(job: JobSpec, earlier: Sequence[JobSpec]) -> str | None:
 def local_tokenizers(job: JobSpec, earlier: Sequence[JobSpec]) -> dict[str, str]:
     """Dotted field -> folder, for every model that names or brings a tokenizer on this machine.
 
-    Named ones come first, then brought ones; in each, the student's before the roles': the first
-    is the job's (see `models.tokenizer.tokenizer_folder`).
+    The student's comes first, then those that roles name, then those that they bring: the first is
+    the job's (see `models.tokenizer.tokenizer_folder`).
     """
     named, brought = {}, {}
     for field, model in _models(job):
@@ -79,7 +128,8 @@ def local_tokenizers(job: JobSpec, earlier: Sequence[JobSpec]) -> dict[str, str]
         folder = _of_earlier(value, earlier) if kind == "job" else None
         if folder is not None:
             brought[f"{field}.job"] = folder
-    return {**named, **brought}
+    found = {**named, **brought}
+    return dict(sorted(found.items(), key=lambda item: not item[0].startswith("student.")))
 
 
 def _models(job: JobSpec) -> list[tuple[str, ModelSpec]]:

@@ -7,14 +7,23 @@ on where it stopped by being started once more.
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from orchestrator.data import Flat, SampleStore, TokenData, end_to_end, held_out_rows, prepare
+from orchestrator.data import (
+    CrossedStore,
+    Crossing,
+    Flat,
+    Samples,
+    TokenData,
+    end_to_end,
+    held_out_rows,
+    prepare,
+)
 from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.events import Labelled
 from orchestrator.signals.asks import ask_of, exact_ask
@@ -41,18 +50,34 @@ class Needed:
 
     role: str
     ask: SignalAsk
-    store: SampleStore
+    store: Samples
     samples: tuple[int, ...]
 
 
-def needed(spec: JobSpec, data: TokenData, has_head: Mapping[str, bool]) -> list[Needed]:
-    """All that a job will ever ask: its training samples, and the held-out rows it measures."""
-    every = tuple(range(len(data.train)))
-    asked = [
-        Needed(role, ask_of(spec.roles[role].encoding), data.train, every)
-        for role in spec.objective.served_roles
-    ]
-    compared = spec.compared_role
+def needed(
+    spec: JobSpec,
+    data: TokenData,
+    has_head: Mapping[str, bool],
+    tokenizer: str | None = None,
+    crossings: Mapping[str, Crossing] | None = None,
+) -> list[Needed]:
+    """All that a job will ever ask: its training samples, and the held-out rows it measures.
+
+    Args:
+        spec: the job.
+        data: its samples.
+        has_head: by role.
+        tokenizer: the job's.
+        crossings: roles that have another.
+    """
+    crossings, every = crossings or {}, tuple(range(len(data.train)))
+    asked: list[Needed] = []
+    for role in spec.objective.served_roles:
+        store: Samples = data.train
+        if role in crossings and tokenizer is not None:
+            store = CrossedStore.open(data.train, tokenizer, crossings[role])
+        asked.append(Needed(role, ask_of(spec.roles[role].encoding), store, every))
+    compared = spec.compared_with(crossings)
     if compared is not None and len(data.held_out):
         rows = held_out_rows(
             data.held_out, spec.data.row_tokens, spec.evaluation.rows, packing=spec.data.packing
@@ -108,6 +133,7 @@ class LabelJob:
     pool: PoolHandle
     cache: CacheHandle
     fingerprints: Mapping[str, str]
+    crossings: Mapping[str, Crossing] = field(default_factory=dict)  # roles, another tokenizer
 
 
 class Labeller:
@@ -142,7 +168,8 @@ class Labeller:
         heads = {role: self._source.head(role) for role in spec.used_roles}
         for role in spec.used_roles:
             self._link.put_role(RoleCard(self._source.describe(role), heads[role]))
-        parts = needed(spec, data, {role: head is not None for role, head in heads.items()})
+        has_head = {role: head is not None for role, head in heads.items()}
+        parts = needed(spec, data, has_head, job.tokenizer, job.crossings)
         try:
             lacking = [missing_samples(self._link, p, job.fingerprints[p.role]) for p in parts]
             if any(lacking):

@@ -2,8 +2,9 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
 
-from orchestrator.data import prepare, reading_of
+from orchestrator.data import Crossing, prepare, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.source import source_digest
 from orchestrator.signals.cache.notes import read_note, write_note
@@ -61,7 +62,13 @@ def known_fingerprints(job: JobSpec, cache: Cache) -> dict[str, str]:
     return found
 
 
-def check_stock(job: JobSpec, cache: Cache, tokenizer: str | None, data_folder: str) -> None:
+def check_stock(
+    job: JobSpec,
+    cache: Cache,
+    tokenizer: str | None,
+    data_folder: str,
+    crossings: Mapping[str, Crossing],
+) -> None:
     """Refuse a job without a pool whose signals are not all in the cache.
 
     Raises:
@@ -76,7 +83,7 @@ def check_stock(job: JobSpec, cache: Cache, tokenizer: str | None, data_folder: 
     cache.complaints()  # waited for; a directory that another session writes is read all the same
     link = CacheLink(cache.handle, "stock")
     try:
-        for part in needed(job, data, heads):
+        for part in needed(job, data, heads, tokenizer, crossings):
             missing = missing_samples(link, part, fingerprints[part.role])
             if missing:
                 raise SpecError(

@@ -4,6 +4,7 @@
 are validators here; those that need the file system are in `orchestrator.planner`.
 """
 
+from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from pydantic import (
 from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
 
 from .data import DataSpec
+from .diagnostics import DiagnosticSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
@@ -252,6 +254,20 @@ class EvaluationSpec(Spec):
     """Served role to compare with (agreement, KL); default: the first role of the objective."""
     generate: GenerateSpec | None = GenerateSpec()
     """A text written at the end; a classifier writes none."""
+    diagnostics: list[DiagnosticSpec] = []
+    """Further measurements at the end, and during training where they say so."""
+
+    @model_validator(mode="after")
+    def _diagnostics_have_names(self) -> "EvaluationSpec":
+        names = [diagnostic.title for diagnostic in self.diagnostics]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                raise refusal(
+                    f"diagnostics.{index}.name",
+                    f"is {name!r}, as that of diagnostics.{names.index(name)}",
+                    "Give one of them another name",
+                )
+        return self
 
 
 def _known_tracking_scheme(uri: str | None) -> str | None:
@@ -327,14 +343,20 @@ class JobSpec(Spec):
     @property
     def used_roles(self) -> tuple[str, ...]:
         """Served roles that somebody asks: the objective's, then the evaluation's."""
-        names = self.objective.served_roles
-        against = self.evaluation.against
-        return names if against is None or against in names else (*names, against)
+        measured = [role for one in self.evaluation.diagnostics for role in one.asked]
+        names = (*self.objective.served_roles, self.evaluation.against, *measured)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
     def compared_role(self) -> str | None:
-        """The role evaluation compares with."""
-        return self.evaluation.against or next(iter(self.objective.served_roles), None)
+        """The role evaluation compares with, if all read the same ids."""
+        return self.compared_with(())
+
+    def compared_with(self, crossing: Collection[str]) -> str | None:
+        """The role evaluation compares with: none of those with another tokenizer."""
+        against = self.evaluation.against
+        roles = self.objective.served_roles if against is None else (against,)
+        return next((role for role in roles if role not in crossing), None)
 
     @model_validator(mode="before")
     @classmethod
@@ -407,6 +429,15 @@ class JobSpec(Spec):
                 f"is {against!r}, which is not defined (defined: {defined})",
                 f"Add roles.{against}, or remove it",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _diagnostics_can_be_measured(self) -> "JobSpec":
+        for index, spec in enumerate(self.evaluation.diagnostics):
+            reason = _why_not(self, spec)
+            if reason is not None:
+                field, problem, remedy = reason
+                raise refusal(f"evaluation.diagnostics.{index}{field}", problem, remedy)
         return self
 
     @model_validator(mode="after")
@@ -512,6 +543,46 @@ class JobSpec(Spec):
                 "Enable the cache, or give a pool",
             )
         return self
+
+
+def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
+    """Why a job cannot have a diagnostic: field below it, problem, remedy. None: it can."""
+    training, written = job.training, spec.written_tokens
+    for named in spec.asked:
+        role = named or job.compared_role
+        if role not in job.roles:
+            defined = ", ".join(job.roles) or "none"
+            what = "absent, and evaluation compares with no role" if role is None else repr(role)
+            return ".role", f"is {what} (defined: {defined})", "Name a defined role"
+        if isinstance(job.pool, NoPool) and (spec.asks_new_things or role != job.compared_role):
+            return (
+                ".kind",
+                f"is {spec.kind}, which asks {role} what no label has answered, and pool is none",
+                "Give the job a pool, or remove the diagnostic",
+            )
+    if spec.needs_gradients and training.zero == 3:
+        return (
+            ".kind",
+            f"is {spec.kind}, which needs whole gradients, and training.zero is 3",
+            "Set training.zero to 2 or less, or remove the diagnostic",
+        )
+    batches = getattr(spec, "batches", training.workers)
+    if batches % training.workers:
+        return (
+            ".batches",
+            f"is {batches}, and training.workers is {training.workers}, which share them evenly",
+            f"Set it to {-(-batches // training.workers) * training.workers}",
+        )
+    if written and job.data.task == "classifier":
+        return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
+    if written and sum(written) > job.data.context:
+        return (
+            ".tokens",
+            f"is {written[1]} after prompts of {written[0]}, and data.context is "
+            f"{job.data.context}",
+            f"Set prompt_tokens and tokens so that they add up to {job.data.context} or less",
+        )
+    return None
 
 
 WIDEST_STEP = 1.5

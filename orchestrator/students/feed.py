@@ -7,12 +7,12 @@ per epoch, samples asked = delivered = consumed.
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from orchestrator.data import Collate, NumpyBatch, Order, Row, SampleStore, end_to_end, share
+from orchestrator.data import Collate, NumpyBatch, Order, Row, SampleStore, share
 from strategies.contract import Batch, LogitSignal
 
 from .batches import to_device
@@ -32,7 +32,7 @@ class Micro:
     samples: int
     tokens: int  # tokens of samples, padding not counted; samples, for a classifier
     rows: Sequence[Row] = ()
-    asked: Batch | None = None  # the part that roles were asked about; None: all of it
+    asked: Mapping[str, Batch] | None = None  # by role, the part asked about; None: all of it
     roles_samples: int | None = None  # samples of that part; None: all
 
     @property
@@ -92,9 +92,7 @@ class Feed:
                 tokens = int((batch.sample_index >= 0).sum())
                 ids: dict[str, str] = {}
                 if self._questions is not None and self._asks_ahead:
-                    flat = end_to_end(self.store, rows)
-                    for role in self._questions.asks:
-                        ids[role] = self._questions.ask(role, f"{step}.{index}", flat)
+                    ids = self._questions.ask_all(f"{step}.{index}", self.store, rows)
                 for _ in ids:
                     self.ledger.count("asked", epoch, samples)
                 yield _Pending(step, epoch, batch, samples, tokens, ids, rows)
@@ -127,8 +125,11 @@ class Feed:
             for _ in signals:
                 self.ledger.count("delivered", pending.epoch, pending.samples)
             batch = to_device(pending.batch, self._device)
+            asked = None
+            if self._questions is not None and self._asks_ahead:
+                asked = self._questions.asked(batch, self.store, pending.rows)
             counted = pending.samples, pending.tokens
-            taken.append(Micro(batch, signals, *counted, pending.rows))
+            taken.append(Micro(batch, signals, *counted, pending.rows, asked))
             self.fill()
         return taken
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from orchestrator.data import Flat
+from orchestrator.data import CrossedStore, Crossing, Flat, Row, SampleStore, end_to_end
 from orchestrator.errors import SpecError
 from orchestrator.pool import PoolClient
 from orchestrator.pool.cache import CacheLink
@@ -17,7 +18,8 @@ from orchestrator.signals.cache.roles import read_role
 from orchestrator.signals.encodings import decode, head_from_record
 from orchestrator.signals.records import SignalAsk
 from orchestrator.spec.models import HiddenEncoding
-from strategies.contract import Head, LogitSignal
+from strategies.contract import Batch, Head, LogitSignal
+from strategies.samples import only
 
 from .records import StudentJob
 
@@ -30,9 +32,52 @@ class Questions:
     asks: dict[str, SignalAsk]  # per role of the objective
     heads: dict[str, Head | None]  # None: the role's head cannot be told apart
     replicas: int
+    tokenizer: str | None = None  # the job's, where a role has another
+    crossings: Mapping[str, Crossing] = field(default_factory=dict)  # roles that have another
     forward_s: float = 0.0
     received_bytes: int = 0
     began: float = field(default_factory=time.monotonic)
+    _crossed: dict[str, CrossedStore] = field(default_factory=dict)
+
+    def ask_all(self, work: str, store: SampleStore, rows: Sequence[Row]) -> dict[str, str]:
+        """Ask each role of the objective about some rows; the questions' names by role."""
+        plain = end_to_end(store, rows)
+        names: dict[str, str] = {}
+        for role in self.asks:
+            flat = plain
+            if role in self.crossings:
+                flat = end_to_end(self._crossed_store(role, store), rows)
+            names[role] = self.ask(role, work, flat)
+        return names
+
+    def asked(
+        self, batch: Batch, store: SampleStore, rows: Sequence[Row]
+    ) -> dict[str, Batch] | None:
+        """What `ask_all` asked each role about: all of a batch, or the positions that pair.
+
+        Args:
+            batch: bears loss where the samples of `rows` do, and nowhere else.
+            store: of the rows.
+            rows: in the order of the batch's rows.
+
+        Returns:
+            By role; None where all were asked about all.
+        """
+        if not self.crossings:
+            return None
+        found = dict.fromkeys(self.asks, batch)
+        for role in self.crossings:
+            kept = torch.from_numpy(self._crossed_store(role, store).kept(rows))
+            found[role] = only(batch, kept.to(batch.targets.device))
+        return found
+
+    def _crossed_store(self, role: str, store: SampleStore) -> CrossedStore:
+        known = self._crossed.get(role)
+        if known is None or known.store is not store:
+            assert self.tokenizer is not None  # a role has another than the job's
+            known = CrossedStore.open(store, self.tokenizer, self.crossings[role])
+            self._crossed[role] = known
+        return known
 
     def ask(self, role: str, work: str, flat: Flat, ask: SignalAsk | None = None) -> str:
         """Ask about some samples; the question's name. `work` names them, unique on this rank."""
@@ -132,6 +177,8 @@ def _connected(job: StudentJob, source: SignalSource, device: torch.device) -> Q
         {role: ask_of(spec.roles[role].encoding) for role in roles},
         heads,
         sum(spec.roles[role].replicas for role in spec.used_roles) if source.pool else 0,
+        job.tokenizer,
+        job.crossings,
     )
 
 

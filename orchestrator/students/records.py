@@ -1,8 +1,10 @@
 """What the driver tells the workers. Small and picklable; no tensor, no handle but the pool's."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from orchestrator.data import Crossing
 from orchestrator.spec.job import JobSpec
 
 if TYPE_CHECKING:
@@ -48,4 +50,5 @@ class StudentJob:
     cache: "CacheHandle | None" = None  # None: signals are not kept
     fingerprints: dict[str, str] = field(default_factory=dict)  # role -> fingerprint expected
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
+    crossings: Mapping[str, Crossing] = field(default_factory=dict)  # roles, another tokenizer
     evaluate_only: bool = False  # measure the student as it is, and stop

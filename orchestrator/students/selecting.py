@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from orchestrator.data import SampleStore, end_to_end
+from orchestrator.data import SampleStore
 from strategies.contract import Batch, Outputs
 from strategies.measuring import measure
 from strategies.samples import narrowed, random_scores
@@ -53,14 +53,12 @@ class Selector:
         batch = narrowed(self._spec, self._scores(micro.batch, step), micro.batch)
         chosen = set(batch.sample_index[batch.mask].tolist())
         rows = [tuple(sample for sample in row if sample in chosen) for row in micro.rows]
-        flat = end_to_end(self._store, rows)
-        names = {
-            role: self._questions.ask(role, f"{step}.{index}", flat)
-            for role in self._questions.asks
-        }
+        names = self._questions.ask_all(f"{step}.{index}", self._store, rows)
         for _ in names:
             self._ledger.count("asked", epoch, len(chosen))
-        return replace(micro, asked=batch, roles_samples=len(chosen)), names
+        asked = self._questions.asked(batch, self._store, rows)
+        asked = dict.fromkeys(names, batch) if asked is None else asked
+        return replace(micro, asked=asked, roles_samples=len(chosen)), names
 
     def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict:
         device = self._engine.device

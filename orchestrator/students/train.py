@@ -13,15 +13,18 @@ from typing import Any
 
 from orchestrator.data import Order, TokenData, collation, prepare
 from orchestrator.errors import CheckpointError, Interrupted
+from orchestrator.evaluation.diagnostics.report import metrics as diagnostic_metrics
 from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
 from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.load import Loaded
 from strategies.objective import build_objective
 from strategies.progress import Progress
 
+from .asked import Asker
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
 from .condensing import Changing
+from .diagnostics import Site, check_diagnostics, diagnose, end_token
 from .engine import Engine
 from .export import export_student
 from .feed import Feed
@@ -71,6 +74,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     clock.lap("pool")
     try:
         check_classes(job.spec, data, loaded, questions)
+        check_diagnostics(job.spec, data, job.crossings)
         with Run(job, rank, world, reporter, data, loaded, questions, clock) as run:
             return run.whole()
     finally:
@@ -115,15 +119,26 @@ class Run:
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
-        self.stepper = Stepper(
-            self.engine, build_objective(spec.objective), spec.training, owed, watch
-        )
+        self.objective = build_objective(spec.objective)
+        self.stepper = Stepper(self.engine, self.objective, spec.training, owed, watch)
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
             job.run_folder, job.run_id, spec.training.checkpoint.keep, rank, local_rank
         )
-        self.held_out = HeldOut(
-            self.engine, data.held_out, spec, rank, world, questions, spec.compared_role
+        asker = Asker(collation(spec.data), questions, self.engine.device)
+        compared = spec.compared_with(job.crossings)
+        self.held_out = HeldOut(self.engine, data.held_out, spec, rank, world, asker, compared)
+        self.site = Site(
+            self.engine,
+            data,
+            spec,
+            rank,
+            world,
+            asker,
+            self.held_out,
+            compared,
+            loaded.vocabulary,
+            end_token(spec, job.tokenizer),
         )
         self.ledger = Ledger()
         self.replayed_steps = 0
@@ -141,7 +156,7 @@ class Run:
     def whole(self) -> dict[str, Any]:
         """Restore, train, evaluate, export."""
         if self.job.evaluate_only:
-            evaluation = self.evaluate(0)
+            evaluation = self.evaluate(0, last=True)
             return {"status": "done", "run_id": self.job.run_id, "evaluation": evaluation}
         start = self._restore()
         self.reporter.event(JobStarted(self.spec.name, self.job.run_id, self.steps), start)
@@ -149,7 +164,7 @@ class Run:
             self.evaluate(0)
         self.clock.lap("evaluation")
         self._train(start)
-        evaluation = self.evaluate(self.steps)
+        evaluation = self.evaluate(self.steps, last=True)
         self.reporter.phase("exporting")
         exported = export_student(self.job, self.engine, self.rank)
         return {
@@ -257,9 +272,9 @@ class Run:
             self._write_checkpoint(done)
         if stop and done < self.steps:
             raise Interrupted(f"job {self.spec.name!r} stopped after step {done}")
-        measured = self.spec.evaluation.every_steps
-        if measured and done % measured == 0 and done < self.steps:
-            self.evaluate(done)
+        if done < self.steps:
+            every = self.spec.evaluation.every_steps
+            self.evaluate(done, held_out=every is not None and done % every == 0)
 
     # --- promise 1 -------------------------------------------------------------------------------
 
@@ -334,12 +349,25 @@ class Run:
         self.replayed_steps = max(0, furthest - manifest.step)
         return manifest.step
 
-    def evaluate(self, step: int) -> dict[str, Any]:
-        """Measure on held-out data, and say so. Collective."""
-        self.reporter.phase("evaluating")
-        found = self.held_out.measure()
-        if found is None:
-            return {}
-        evaluation = found.to_dict()
-        self.reporter.event(Evaluated(self.spec.name, step, evaluation, found.metrics()), step)
+    def evaluate(self, step: int, *, held_out: bool = True, last: bool = False) -> dict[str, Any]:
+        """Measure what is due, and say so. Collective.
+
+        Args:
+            step: optimiser steps done.
+            held_out: whether the usual held-out numbers are due.
+            last: whether training is over, when every diagnostic is due.
+        """
+        evaluation: dict[str, Any] = {}
+        metrics: dict[str, float] = {}
+        if held_out:
+            self.reporter.phase("evaluating")
+            found = self.held_out.measure()
+            if found is not None:
+                evaluation, metrics = found.to_dict(), found.metrics()
+        numbers = self.objective.numbers(self._progress(max(0, step - 1)), self.stepper.schedules)
+        if diagnosed := diagnose(self.site, step, self.objective, numbers, last=last):
+            evaluation["diagnostics"] = diagnosed
+            metrics |= diagnostic_metrics(diagnosed)
+        if evaluation:
+            self.reporter.event(Evaluated(self.spec.name, step, evaluation, metrics), step)
         return evaluation

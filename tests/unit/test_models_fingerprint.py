@@ -144,13 +144,13 @@ def architecture(**fields: object) -> ModelSpec:
     return ModelSpec.model_validate({"architecture": {"model_type": "llama"}, **fields})
 
 
-def test_a_named_tokenizer_comes_before_any_models_own(tmp_path: Path):
+def test_the_students_tokenizer_comes_first_then_named_ones(tmp_path: Path):
     named, own = write_tokenizer(tmp_path / "named"), write_tokenizer(tmp_path / "own")
-    models = [
-        ("student", ModelSpec(path=str(own))),
-        ("roles.teacher", architecture(tokenizer=str(named))),
-    ]
-    assert tokenizer_folder(models) == (str(named), "roles.teacher.tokenizer")
+    student, role = ("student", ModelSpec(path=str(own))), ("roles.first", ModelSpec(path=str(own)))
+    naming = ("roles.teacher", architecture(tokenizer=str(named)))
+    assert tokenizer_folder([student, naming]) == (str(own), "student.path")
+    fresh = ("student", architecture())
+    assert tokenizer_folder([fresh, role, naming]) == (str(named), "roles.teacher.tokenizer")
 
 
 def test_else_the_first_model_that_brings_one_gives_it(tmp_path: Path):

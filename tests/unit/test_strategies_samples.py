@@ -74,10 +74,12 @@ def loss_of(asked: Batch | None, signal_rows: list[int]) -> tuple[Tensor, Tensor
     objective = build_objective(ObjectiveSpec.model_validate(spec))
     student = logits(0, 5).requires_grad_()
     signals = {"teacher": DenseSignal(logits(1, 5)[signal_rows])}
-    counts = objective.counts(classified(5), signals, asked)
+    batch = classified(5)
+    by_role = None if asked is None else {"teacher": asked}
+    counts = objective.counts(batch, signals, by_role)
     scales = {"cross_entropy": 0.5, "forward_kl": 1.0}
     loss, totals = objective.loss(
-        Outputs(logits=student), classified(5), signals, objective_numbers(objective), scales, asked
+        Outputs(logits=student), batch, signals, objective_numbers(objective), scales, by_role
     )
     loss.backward()
     assert student.grad is not None
