@@ -6,7 +6,9 @@ A session is closed in reverse order of what it opened, each step with its own d
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -352,6 +354,7 @@ def join_ray(address: str | None) -> bool:
         return False
     # Workers need the user's own modules (import paths) and must not look for them elsewhere.
     paths = os.pathsep.join(dict.fromkeys([os.getcwd(), *filter(os.path.isdir, sys.path)]))
+    polite = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=address,
         namespace="stillhouse",
@@ -360,6 +363,8 @@ def join_ray(address: str | None) -> bool:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, polite)  # Ray's own ends the process without a checkpoint
     return True
 
 
