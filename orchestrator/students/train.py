@@ -28,7 +28,7 @@ from .diagnostics import Site, check_diagnostics, diagnose, end_token
 from .engine import Engine
 from .export import export_student
 from .feed import Feed
-from .fit import check_classes
+from .fit import check_classifier
 from .held_out import HeldOut
 from .ledger import Ledger, check
 from .module import StudentModule
@@ -73,7 +73,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     questions = open_questions(job, rank, next(loaded.module.parameters()).device)
     clock.lap("pool")
     try:
-        check_classes(job.spec, data, loaded, questions)
+        check_classifier(job.spec, data, loaded, questions)
         check_diagnostics(job.spec, data, job.crossings)
         with Run(job, rank, world, reporter, data, loaded, questions, clock) as run:
             return run.whole()

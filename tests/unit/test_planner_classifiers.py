@@ -1,8 +1,7 @@
-"""Classifiers before anything starts: plans, files, pools, and classes once models are loaded."""
+"""Classifiers before anything starts: plans, files and pools."""
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import digits
@@ -13,11 +12,9 @@ from orchestrator.errors import SpecError
 from orchestrator.planner import plan, preflight
 from orchestrator.pool import readings
 from orchestrator.pool.stock import role_digest
-from orchestrator.signals.records import RoleDescription
 from orchestrator.signals_doctor.examine import examine
 from orchestrator.spec import JobSpec
 from orchestrator.standing import standing_plan
-from orchestrator.students.fit import check_classes
 
 BERT = {"model_type": "bert", "hidden_size": 8, "num_hidden_layers": 1, "num_labels": 5}
 ROLE = {"architecture": BERT, "task": "classifier"}
@@ -84,29 +81,6 @@ def test_a_folder_read_in_another_way_is_another_source(tmp_path: Path) -> None:
     flat, square = distilled(roles={"teacher": role}), distilled(roles={"teacher": role}, data=data)
     assert role_digest(flat, "teacher") == role_digest(flat, "teacher")
     assert role_digest(flat, "teacher") != role_digest(square, "teacher")
-
-
-def compared(classes: int, role_classes: int, data_classes: int, reads: str) -> None:
-    described = RoleDescription("teacher", "f", role_classes, 0, 1, reads=reads)
-    questions: Any = SimpleNamespace(source=SimpleNamespace(describe=lambda role: described))
-    loaded: Any = SimpleNamespace(vocabulary=classes)
-    data: Any = SimpleNamespace(classes=data_classes)
-    check_classes(distilled(), data, loaded, questions)
-
-
-@pytest.mark.parametrize(
-    ("found", "told"),
-    [
-        ((9, 9, 10, "features[]"), "student: has 9 classes, and the data have 10"),
-        ((10, 12, 10, "features[]"), "roles.teacher: has 12 classes, and the student 10"),
-        ((10, 10, 10, "text"), r"reads samples as text, .* makes them features\[\]"),
-    ],
-)
-def test_classes_and_readings_that_differ_are_refused(found: Any, told: str) -> None:
-    compared(10, 10, 10, "features[]")
-    compared(12, 12, 10, "features[]")
-    with pytest.raises(SpecError, match=told):
-        compared(*found)
 
 
 def test_the_doctor_of_signals_says_that_it_checks_causal_models_only() -> None:
