@@ -129,6 +129,14 @@ class Engine:
         return self._engine
 
     @property
+    def whole_module(self) -> nn.Module:
+        """The wrapped module, whose gradients may be taken without the optimiser's knowing.
+
+        Its weights are whole on each rank at ZeRO 0 to 2 only.
+        """
+        return self._engine.module
+
+    @property
     def gradient_factor(self) -> float:
         """What DeepSpeed divides by: multiply a sum by this to get a plain sum over everything."""
         return float(self._accumulation * self._world)

@@ -272,9 +272,10 @@ class Run:
             self._write_checkpoint(done)
         if stop and done < self.steps:
             raise Interrupted(f"job {self.spec.name!r} stopped after step {done}")
-        if done < self.steps:
-            every = self.spec.evaluation.every_steps
-            self.evaluate(done, held_out=every is not None and done % every == 0)
+        every = self.spec.evaluation.every_steps
+        held_out = every is not None and done % every == 0
+        if done < self.steps and (held_out or self.spec.evaluation.diagnostics):
+            self.evaluate(done, held_out=held_out)
 
     # --- promise 1 -------------------------------------------------------------------------------
 

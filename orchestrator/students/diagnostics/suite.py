@@ -1,0 +1,111 @@
+"""A job's diagnostics: which are due, and what they find."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from orchestrator.data import TokenData
+from orchestrator.data.tokenizer import load_tokenizer
+from orchestrator.errors import SpecError
+from orchestrator.spec import JobSpec
+from orchestrator.spec.diagnostics import (
+    DiagnosticSpec,
+    FidelitySpec,
+    GradientNoiseSpec,
+    GradientNormSpec,
+    OmegaSpec,
+    PrecisionRecallSpec,
+)
+from strategies.objective import Objective
+
+from .noise import measure_noise, measure_norms
+from .positions import measure_omega
+from .site import Site, training_rows
+from .texts import measure_fidelity, measure_precision_recall
+from .writing import prompts_of
+
+
+def check_diagnostics(job: JobSpec, data: TokenData, crossing: Collection[str]) -> None:
+    """Refuse diagnostics that data or roles cannot answer. Every rank finds the same.
+
+    Args:
+        job: as its file says.
+        data: its samples.
+        crossing: roles with another tokenizer.
+
+    Raises:
+        SpecError: names what is lacking.
+    """
+    for index, spec in enumerate(job.evaluation.diagnostics):
+        field = f"evaluation.diagnostics.{index}"
+        for named in spec.asked:
+            if (named or job.compared_with(crossing)) in (None, *crossing):
+                raise SpecError(
+                    f"{field}.role",
+                    f"is {named or 'absent'}, and {spec.kind} compares with a role of the job's "
+                    f"tokenizer (with another: {', '.join(crossing)})",
+                    "Name a role that has it, or remove the diagnostic",
+                )
+        if isinstance(spec, GradientNoiseSpec | GradientNormSpec):
+            wanted = spec.batches * job.training.micro_batch
+            found = len(training_rows(job, data, spec.batches))
+            if found < wanted:
+                raise SpecError(
+                    f"{field}.batches",
+                    f"is {spec.batches} of {job.training.micro_batch} rows each, and the training "
+                    f"data have {found} rows",
+                    "Lower it, or training.micro_batch",
+                )
+        elif not len(data.held_out):
+            raise SpecError(
+                field,
+                f"is {spec.kind}, which looks at held-out data, and there are none",
+                "Raise data.held_out",
+            )
+        if spec.written_tokens and not prompts_of(data.held_out, 1, spec.written_tokens[0]):
+            raise SpecError(
+                f"{field}.prompt_tokens",
+                f"is {spec.written_tokens[0]}, and no held-out sample is longer",
+                "Lower it",
+            )
+
+
+def end_token(job: JobSpec, tokenizer: str | None) -> int | None:
+    """The token that ends a text, where a diagnostic of the job writes some."""
+    writes = any(spec.written_tokens for spec in job.evaluation.diagnostics)
+    return load_tokenizer(tokenizer).end if writes and tokenizer is not None else None
+
+
+def is_due(spec: DiagnosticSpec, step: int, *, last: bool) -> bool:
+    """Whether to measure after `step` optimiser steps; `last`: training is over."""
+    return last or (spec.every_steps is not None and step > 0 and step % spec.every_steps == 0)
+
+
+def diagnose(
+    site: Site, step: int, objective: Objective, numbers: Mapping[str, float], *, last: bool
+) -> dict[str, Any]:
+    """What is due, by name: plain nested numbers, equal on every rank. Collective.
+
+    Args:
+        site: this rank.
+        step: optimiser steps done.
+        objective: the job's.
+        numbers: its numbers at this step.
+        last: whether training is over.
+    """
+    found: dict[str, Any] = {}
+    for spec in site.job.evaluation.diagnostics:
+        if not is_due(spec, step, last=last):
+            continue
+        work = f"{spec.title}-{step}"
+        match spec:
+            case GradientNoiseSpec():
+                found[spec.title] = measure_noise(site, spec, work)
+            case GradientNormSpec():
+                found[spec.title] = measure_norms(site, spec, work, objective, numbers)
+            case OmegaSpec():
+                found[spec.title] = measure_omega(site, spec, work)
+            case FidelitySpec():
+                found[spec.title] = measure_fidelity(site, spec, work)
+            case PrecisionRecallSpec():
+                found[spec.title] = measure_precision_recall(site, spec, work)
+    return found
