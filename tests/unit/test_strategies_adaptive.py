@@ -189,15 +189,16 @@ def _teacher(count: int) -> HiddenSignal:
 
 
 def _loss(
-    objective: Objective, batch: Batch, ignored_from: Batch | None = None, dense: bool = False
+    objective: Objective, batch: Batch, fewer: Batch | None = None, dense: bool = False
 ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
     hidden, weight = _student(int(batch.mask.sum()))
-    seen = batch if ignored_from is None else ignored_from
+    seen = batch if fewer is None else fewer
     signals = {"teacher": _teacher(int(seen.mask.sum()))}
     outputs = Outputs(logits=hidden @ weight.t()) if dense else Outputs(hidden, Head(weight))
     numbers = objective.numbers(Progress(0, 10), objective.start())
     scales = {term.name: numbers[f"{term.name}.weight"] / 7 for term in objective.terms}
-    loss, totals = objective.loss(outputs, batch, signals, numbers, scales, ignored_from)
+    asked = None if fewer is None else {"teacher": fewer}
+    loss, totals = objective.loss(outputs, batch, signals, numbers, scales, asked)
     return loss, totals, torch.autograd.grad(loss, (hidden, weight))
 
 
@@ -239,7 +240,7 @@ def test_a_measure_of_a_role_sees_what_the_role_was_asked_about_and_no_more() ->
     objective = _objective({"kind": "forward_kl"}, ENTROPY, GAP)
     _, totals, _ = _loss(objective, batch, fewer)
     whole, some = int(batch.mask.sum()), int(fewer.mask.sum())
-    counts = objective.counts(batch, {}, fewer)
+    counts = objective.counts(batch, {}, {"teacher": fewer})
     assert (float(counts["doubt"]), float(counts["gap"])) == (whole, some)
     hidden, weight = _student(whole)
     log_q = (hidden @ weight.t()).log_softmax(1)
