@@ -14,6 +14,7 @@ from typing import Any
 
 from .charts import charts, draw
 from .comparison import Row, as_html
+from .diagnostics.report import as_html_tables, last_found
 from .history import History, read_history
 from .page import page, pairs, picture, section, table
 
@@ -92,6 +93,7 @@ def render(history: History, summary: Mapping[str, Any], comparison: Sequence[Ro
         _figures(history),
         section("Comparison", as_html(comparison) if comparison else ""),
         section("Held-out measurements", _evaluations(history)),
+        section("Diagnostics", as_html_tables(last_found(history))),
         section("Over the steps", _pictures(history)),
         section("Generated", _generated(history, summary)),
         '<div class="pair">',

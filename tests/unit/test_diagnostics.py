@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ from orchestrator.evaluation.diagnostics.positions import (
     omegas,
 )
 from orchestrator.evaluation.diagnostics.report import OMEGA_EDGES, metrics
+from orchestrator.evaluation.history import Point, history_of
+from orchestrator.evaluation.report import render
 from orchestrator.spec import JobSpec
 from strategies.contract import Batch, DenseSignal, Head, HiddenSignal, Outputs
 
@@ -501,3 +504,24 @@ def test_what_cannot_be_measured_is_refused_before_training(
 def test_what_labels_have_answered_needs_no_pool() -> None:
     raw = _raw({"kind": "omega"}, {"kind": "fidelity"}, pool="none")
     assert len(JobSpec.model_validate(raw).evaluation.diagnostics) == 2
+
+
+def test_a_report_shows_the_latest_numbers_and_escapes_names() -> None:
+    def points(*values: float) -> tuple[Point, ...]:
+        return tuple(Point(step, 0, value) for step, value in enumerate(values))
+
+    history = replace(
+        history_of([]),
+        metrics={
+            "diagnostics/omega/mean": points(0.5, 0.25),
+            "diagnostics/omega/all/histogram/00": points(0.25),
+            "diagnostics/omega/all/histogram/01": points(0.75),
+            "diagnostics/norms/<b>layers.0": points(2.0),
+            "held_out/kl": points(1.0),
+        },
+    )
+    page = render(history, {})
+    assert "<dt>mean</dt><dd>0.25</dd>" in page
+    assert "<dt>all, histogram</dt><dd>▃█  25.0%, 75.0%</dd>" in page
+    assert "&lt;b&gt;layers.0" in page and "<b>layers" not in page
+    assert "Diagnostics" not in render(history_of([]), {})
