@@ -22,9 +22,10 @@ from orchestrator.data import Crossing
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
+from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
 from orchestrator.models.made import is_made
 from orchestrator.models.tokenizer import tokenizer_folder
-from orchestrator.planner.capacity import Inventory, Node, plan
+from orchestrator.planner.capacity import Inventory, Node, check_roles_fit, plan
 from orchestrator.planner.tokenizers import crossings
 from orchestrator.pool import Pool, PoolPlan, readings
 from orchestrator.pool.cache import Cache
@@ -39,6 +40,7 @@ from orchestrator.pool.stock import (
 from orchestrator.run_folder import RunFolder
 from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
+from orchestrator.spec.data import GeneratedSource, JsonlSource, Source
 from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
@@ -153,6 +155,7 @@ class Session:
     ) -> tuple[StudentJob, Pool | None]:
         """What the workers need; pool and group are up when it returns."""
         resolved, tokenizer = _resolved(job, exports)
+        resolved = self._with_texts(resolved, tokenizer)
         crossing = crossings(resolved, tokenizer)
         self._warn_of_measuring(resolved, crossing)
         cache = self._cache_for(resolved)
@@ -184,6 +187,7 @@ class Session:
             SpecError: the job has no pool, or no cache, or asks nobody.
         """
         resolved, tokenizer = _resolved(job, exports)
+        resolved = self._with_texts(resolved, tokenizer)
         cache, pool = self._cache_for(resolved), self._pool_for(resolved)
         if cache is None or pool is None:
             field = "cache.enabled" if cache is None else "pool"
@@ -219,6 +223,41 @@ class Session:
             self._on_event(event)
         note_sources(cache, sources, fingerprints)
         return {"status": "done", "job": job.name, "labelled": list(told.values())}
+
+    def _with_texts(self, job: JobSpec, tokenizer: str | None) -> JobSpec:
+        """The job with files in place of what roles write; writes what is not there yet."""
+        if tokenizer is None or not job.data.writers:
+            return job
+        sources: list[Source] = []
+        for index, source in enumerate(job.data.sources):
+            if isinstance(source, GeneratedSource):
+                task = task_of(job, source, tokenizer)
+                field, root = f"data.sources.{index}", _texts_folder(job)
+                shelf = open_shelf(task, field, root, self._make_room)
+                if not shelf.complete:
+                    self._write(job, task, shelf)
+                path = str(shelf.texts)
+                sources.append(JsonlSource(kind="jsonl", path=path, format=source.format))
+            else:
+                sources.append(source)
+        data = job.data.model_copy(update={"sources": sources})
+        return job.model_copy(update={"data": data})
+
+    def _write(self, job: JobSpec, task: Task, shelf: Shelf) -> None:
+        check_roles_fit({task.role: task.spec}, inventory())
+        self._make_room()
+        began = time.monotonic()
+        for told in written(task, shelf, job.pool.restarts):
+            self._on_event(Phase(job.name, progress(task, told)))
+        self.seconds["texts"] = time.monotonic() - began
+
+    def _make_room(self) -> None:
+        """Free what earlier jobs hold: a role that writes takes what its replicas would."""
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
+        for key in list(self.pools):
+            self.pools.pop(key).down()
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
@@ -363,7 +402,7 @@ def join_ray(address: str | None) -> bool:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
-    if threading.current_thread() is threading.main_thread():
+    if polite is not None and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, polite)  # Ray's own ends the process without a checkpoint
     return True
 
@@ -410,6 +449,24 @@ def inventory() -> Inventory:
     )
 
 
+def _texts_folder(job: JobSpec) -> Path:
+    """Where texts that roles write are kept: where every node that trains can read them.
+
+    Raises:
+        SpecError: several nodes, and no folder that they share.
+    """
+    if len(inventory().nodes) == 1:
+        return CACHE / "generated"
+    if "://" in job.storage:
+        raise SpecError(
+            "storage",
+            f"is {job.storage}, no folder, and a source is generated on a cluster of several "
+            "nodes, all of which read it",
+            "Name a folder that all nodes share",
+        )
+    return Path(job.storage) / "generated"
+
+
 def _local_storage(job: JobSpec) -> str:
     return str(CACHE / "runs") if "://" in job.storage else job.storage
 
@@ -438,7 +495,8 @@ def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str | Non
 
     student = placed(job.student)
     roles: dict[str, RoleSpec] = {name: placed(role) for name, role in job.roles.items()}
-    named = [("student", student), *((f"roles.{name}", role) for name, role in roles.items())]
+    asked = dict.fromkeys((*job.used_roles, *job.data.writers))
+    named = [("student", student), *((f"roles.{name}", roles[name]) for name in asked)]
     tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None
     return job.model_copy(update={"student": student, "roles": roles}), tokenizer
 

@@ -20,6 +20,7 @@ from orchestrator.spec.data import (
     DatasetSource,
     Features,
     Format,
+    GeneratedSource,
     ImportSource,
     JsonlSource,
     LabelledText,
@@ -55,6 +56,8 @@ def open_source(source: Source, field: str) -> Pairs:
             return _dataset(source, field)
         case ImportSource():
             return _import(source, field)
+        case GeneratedSource():
+            raise _unwritten(field)
 
 
 def source_files(source: Source, field: str) -> list[Path] | None:
@@ -69,6 +72,16 @@ def source_files(source: Source, field: str) -> list[Path] | None:
             return files or None
         case ImportSource():
             return None
+        case GeneratedSource():
+            raise _unwritten(field)
+
+
+def _unwritten(field: str) -> SpecError:
+    return SpecError(
+        field,
+        "is generated, and nobody has written its texts here",
+        "Run the job with `stillhouse run` or `label`, which have them written first",
+    )
 
 
 def columns_of(format: Format) -> tuple[str, ...]:

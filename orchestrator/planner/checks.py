@@ -16,6 +16,7 @@ from orchestrator.spec.models import ModelSpec
 
 from .capacity import checkpoint_bytes, job_model_size
 from .documents import check_sources
+from .generated import check_lengths
 from .imports import check_import
 from .tokenizers import check_tokenizers
 
@@ -36,6 +37,7 @@ def preflight(jobs: Sequence[JobSpec], free_bytes: Callable[[Path], int] | None 
     for index, job in enumerate(jobs):
         prefix = f"jobs.{index}." if len(jobs) > 1 else ""
         check_sources(job.data, f"{prefix}data")
+        check_lengths(job, jobs[:index], prefix)
         for name, model in _models(job).items():
             _check_model(model, prefix + name)
         check_tokenizers(job, jobs[:index], prefix)

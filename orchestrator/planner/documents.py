@@ -19,6 +19,7 @@ from orchestrator.spec.data import (
     DataSpec,
     Features,
     Format,
+    GeneratedSource,
     ImportSource,
     JsonlSource,
     LabelledText,
@@ -76,6 +77,10 @@ def _check_source(source: Source, field: str) -> int | None:
         case ImportSource():
             check_import(source.target, f"{field}.target")
             return None
+        case GeneratedSource():
+            if source.prompts.source is not None:
+                _check_source(source.prompts.source, f"{field}.prompts.source")
+            return None  # texts end where the role ends them
 
 
 def _check_text(source: TextSource, field: str) -> int:

@@ -52,6 +52,8 @@ def check_tokenizers(job: JobSpec, earlier: Sequence[JobSpec], prefix: str) -> N
     (first_field, first), *others = found.items()
     expected = tokenizer_fingerprint(first)
     for field, folder in others:
+        if field.split(".")[1] not in job.used_roles:
+            continue  # what a role writes is text
         if tokenizer_fingerprint(folder) != expected:
             differs = (
                 f"the tokenizer in {folder!r} ({vocabulary_size(folder)} ids) differs from "
@@ -133,7 +135,8 @@ def local_tokenizers(job: JobSpec, earlier: Sequence[JobSpec]) -> dict[str, str]
 
 
 def _models(job: JobSpec) -> list[tuple[str, ModelSpec]]:
-    roles = [(f"roles.{name}", job.roles[name]) for name in job.used_roles]
+    names = dict.fromkeys((*job.used_roles, *job.data.writers))
+    roles = [(f"roles.{name}", job.roles[name]) for name in names]
     return [("student", job.student), *roles]
 
 

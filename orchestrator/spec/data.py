@@ -6,135 +6,58 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from strategies.specs import Spec
 
+from .formats import (
+    CLASSIFIED,
+    Completion,
+    Features,
+    Format,
+    LabelledText,
+    Messages,
+    PlainText,
+)
+from .generated import GeneratedSource, Prompts
 from .refuse import refusal
+from .sources import (
+    CsvSource,
+    DatasetSource,
+    ImportSource,
+    JsonlSource,
+    ParquetSource,
+    ReadSource,
+    TextSource,
+)
 
-
-class PlainText(Spec):
-    """One text a record; every position bears loss."""
-
-    kind: Literal["text"] = "text"
-    field: str = "text"
-
-
-class Messages(Spec):
-    """Chat records through the tokenizer's chat template; loss on the assistant's turns only."""
-
-    kind: Literal["messages"]
-    field: str = "messages"
-
-
-class Completion(Spec):
-    """Prompt and completion pairs; loss on the completion only."""
-
-    kind: Literal["completion"]
-    prompt: str = "prompt"
-    completion: str = "completion"
-
-
-class _Classified(Spec):
-    """A record is one sample of a classifier, with one class."""
-
-    label: str | None = "label"
-    """The field of the class: a whole number from 0, or a name out of `classes`. null: no sample
-    has one, and no term may need it."""
-    classes: Annotated[list[str], Field(min_length=2)] | None = None
-    """Names of the classes in order; absent: labels are numbers."""
-
-    @model_validator(mode="after")
-    def _classes_name_labels(self) -> "_Classified":
-        if self.classes is None:
-            return self
-        if self.label is None:
-            raise refusal("classes", "are named, and label is null", "Remove one of the two")
-        if len(set(self.classes)) != len(self.classes):
-            raise refusal("classes", f"are {self.classes}, with a repeat", "Name each class once")
-        return self
-
-
-class LabelledText(_Classified):
-    """One text a record and its class."""
-
-    kind: Literal["labelled_text"]
-    field: str = "text"
-
-
-class Features(_Classified):
-    """Numbers and their class: rows of a table, or images."""
-
-    kind: Literal["features"]
-    fields: str | Annotated[list[str], Field(min_length=1)] = "features"
-    """The field that holds a list of numbers, nested as it may be; or fields of one number each."""
-    shape: Annotated[list[PositiveInt], Field(min_length=1)] | None = None
-    """What the model is given of a sample, such as [1, 8, 8]; absent: all numbers in a row."""
-    input: Annotated[str | None, Field(pattern=r"^[A-Za-z_]\w*$")] = None
-    """Argument of the model; absent: pixel_values for a shape of three, else features."""
-
-    @property
-    def input_name(self) -> str:
-        """Argument of the model."""
-        image = self.shape is not None and len(self.shape) == 3
-        return self.input or ("pixel_values" if image else "features")
-
-
-Format = Annotated[
-    PlainText | Messages | Completion | LabelledText | Features, Field(discriminator="kind")
+__all__ = [
+    "CLASSIFIED",
+    "Completion",
+    "CorruptionSpec",
+    "CsvSource",
+    "DataSpec",
+    "DatasetSource",
+    "Features",
+    "Format",
+    "GeneratedSource",
+    "ImportSource",
+    "JsonlSource",
+    "LabelledText",
+    "Messages",
+    "ParquetSource",
+    "PlainText",
+    "Prompts",
+    "ReadSource",
+    "Source",
+    "TextSource",
+    "format_of",
 ]
-CLASSIFIED = ("labelled_text", "features")
-"""Kinds of formats that give a classifier's samples."""
-
-
-class TextSource(Spec):
-    """A UTF-8 text file, or a folder of them: one document a file."""
-
-    kind: Literal["text"]
-    path: str
-    glob: str = "**/*.txt"
-
-
-class _RecordSource(Spec):
-    path: str
-    format: Format = PlainText()
-
-
-class JsonlSource(_RecordSource):
-    """One JSON object a line."""
-
-    kind: Literal["jsonl"]
-
-
-class ParquetSource(_RecordSource):
-    """Columns of a Parquet file."""
-
-    kind: Literal["parquet"]
-
-
-class CsvSource(_RecordSource):
-    """Columns of a CSV file with a header line."""
-
-    kind: Literal["csv"]
-
-
-class DatasetSource(Spec):
-    """A data set of the `datasets` library, by name or local folder."""
-
-    kind: Literal["dataset"]
-    name: str
-    config: str | None = None
-    split: str = "train"
-    format: Format = PlainText()
-
-
-class ImportSource(Spec):
-    """`package.module:function` yielding (document id, record) pairs; a record is a dict."""
-
-    kind: Literal["import"]
-    target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
-    arguments: dict[str, Any] = {}
-    format: Format = PlainText()
-
 
 Source = Annotated[
-    TextSource | JsonlSource | ParquetSource | CsvSource | DatasetSource | ImportSource,
+    TextSource
+    | JsonlSource
+    | ParquetSource
+    | CsvSource
+    | DatasetSource
+    | ImportSource
+    | GeneratedSource,
     Field(discriminator="kind"),
 ]
 
@@ -190,6 +113,12 @@ class DataSpec(Spec):
     """Processes that tokenise."""
     corrupt: CorruptionSpec = CorruptionSpec()
     """What is done to the training samples, for studies."""
+
+    @property
+    def writers(self) -> tuple[str, ...]:
+        """Roles that write some of the texts."""
+        named = (source.role for source in self.sources if isinstance(source, GeneratedSource))
+        return tuple(dict.fromkeys(named))
 
     @property
     def formats(self) -> list[Format]:

@@ -21,7 +21,7 @@ from pydantic import (
 
 from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
 
-from .data import DataSpec
+from .data import DataSpec, GeneratedSource
 from .diagnostics import DiagnosticSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
@@ -422,6 +422,13 @@ class JobSpec(Spec):
                         f"{defined})",
                         f"Add roles.{role}, or change the term's role",
                     )
+        for index, source in enumerate(self.data.sources):
+            if isinstance(source, GeneratedSource) and source.role not in self.roles:
+                raise refusal(
+                    f"data.sources.{index}.role",
+                    f"is {source.role!r}, which is not defined (defined: {defined})",
+                    f"Add roles.{source.role}, or name another",
+                )
         against = self.evaluation.against
         if against is not None and against not in self.roles:
             raise refusal(
@@ -438,6 +445,19 @@ class JobSpec(Spec):
             if reason is not None:
                 field, problem, remedy = reason
                 raise refusal(f"evaluation.diagnostics.{index}{field}", problem, remedy)
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_writes(self) -> "JobSpec":
+        recipe = self.objective.recipe
+        if recipe is not None and recipe.learns_written_text and not self.data.writers:
+            raise refusal(
+                "objective.recipe.kind",
+                f"is {recipe.kind}, which learns what a role has written, and no source of data is "  # type: ignore[attr-defined]
+                "generated",
+                "Add a source {kind: generated}, or use a cross_entropy term on texts that are "
+                "there",
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,8 @@ def absolute_paths(job: JobSpec) -> JobSpec:
     raw = job.model_dump(mode="json", by_alias=True)
     for part in (raw["student"], *raw["roles"].values()):
         model(part)
-    for source in raw["data"]["sources"]:
+    sources = raw["data"]["sources"]
+    for source in [*sources, *_nested(sources)]:
         if "path" in source:
             source["path"] = _absolute(source["path"])
         if source["kind"] == "dataset" and Path(source["name"]).expanduser().exists():
@@ -28,6 +29,12 @@ def absolute_paths(job: JobSpec) -> JobSpec:
     if "://" not in raw["storage"]:
         raw["storage"] = _absolute(raw["storage"])
     return JobSpec.model_validate(raw)
+
+
+def _nested(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sources of the prompts of others."""
+    prompts = (source.get("prompts") or {} for source in sources)
+    return [given["source"] for given in prompts if given.get("source") is not None]
 
 
 def _absolute(path: str) -> str:

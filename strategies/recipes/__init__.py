@@ -33,6 +33,7 @@ from .label_smoothing_kd import LabelSmoothingKD
 from .multi_teacher import MultiTeacher
 from .partial_variance import PartialVariance
 from .reverse_kl import ReverseKL
+from .sequence_kd import SequenceKD
 from .skewed_kl import SkewedKL
 from .symmetric_kl import SymmetricKL
 from .taid import Taid
@@ -53,6 +54,7 @@ RecipeSpec = Annotated[
     | Decoupled
     | Top1CrossEntropy
     | HardLabels
+    | SequenceKD
     | LabelSmoothingKD
     | KDpt
     | KDsim

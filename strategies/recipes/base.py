@@ -30,6 +30,8 @@ class Recipe(Spec):
     """Authors, arXiv number, section or equation."""
     equation: ClassVar[str]
     """One line of plain text. p is the role, q the student, y the label, at temperature T."""
+    learns_written_text: ClassVar[bool] = False
+    """Whether it is about texts that a role has written (`kind: generated` in the data)."""
 
     def terms(self) -> list[TermSpec]:
         """The terms that it stands for."""
