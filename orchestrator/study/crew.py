@@ -1,26 +1,25 @@
-"""The lanes of a study: threads that each drive one job after another in a session of their own.
+"""The lanes of a study: threads that each drive one job after another.
 
-Promises: what a lane decides is in `lanes`, what it has done is in the journal before anybody else
-hears of it. A lane whose job failed starts a fresh session, because a failure may leave workers in
-any state. Events are passed on by one thread at a time.
+Promises: what a lane decides is in `lanes`; what it has done is in the journal before anybody else
+hears of it. A lane whose job failed goes on with a fresh driver, because a failure may leave
+workers in any state. Events are passed on by one thread at a time. Imports neither Ray nor torch:
+what runs a job is given.
 """
 
 import logging
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import fsspec
 
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, Warned
-from orchestrator.run_folder import RunFolder
-from orchestrator.runner import new_run_id, run_in
-from orchestrator.session import Session
-from orchestrator.students.checkpoint import Checkpoints
+from orchestrator.spec import JobSpec
 
-from .folder import StudyFolder
 from .journal import Entry, Journal, Told
 from .lanes import Board, choose, left_s
 from .plan import PlannedJob, StudyPlan
@@ -33,12 +32,41 @@ ASK_AGAIN_S = 2.0
 """Between requests to stop: a job that is only coming up has not heard the one before."""
 
 
+class Driver(Protocol):
+    """Runs jobs one after another, and keeps what they can share between them."""
+
+    def run(
+        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+    ) -> dict[str, Any]:
+        """Run the last job of a list, whose others are done; its summary.
+
+        Raises:
+            Interrupted: stopped on request, with a checkpoint.
+        """
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the running job to stop; from any thread, as often as one likes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """How lanes come by what runs their jobs."""
+
+    open: Callable[[Sequence[JobSpec], OnEvent], AbstractContextManager[Driver]]
+    """For one lane: the list it begins with, and where events go."""
+    new_run_id: Callable[[str], str]
+    can_resume: Callable[[JobSpec, str], bool]
+    """Whether the run of an id has a checkpoint to go on from."""
+
+
 class Crew:
     """Does what a study has left to do.
 
     Args:
         plan: of the study.
-        folder: of the study.
+        drivers: what runs jobs.
         journal: open.
         done: entries of the jobs that need not run again, by key.
         lanes: jobs side by side.
@@ -48,13 +76,13 @@ class Crew:
     def __init__(
         self,
         plan: StudyPlan,
-        folder: StudyFolder,
+        drivers: Drivers,
         journal: Journal,
         done: Mapping[str, Entry],
         lanes: int,
         on_event: OnEvent,
     ) -> None:
-        self._plan, self._folder, self._journal = plan, folder, journal
+        self._plan, self._drivers, self._journal = plan, drivers, journal
         self._on_event = on_event
         self._lanes = lanes
         self._known = threading.Condition()
@@ -63,7 +91,7 @@ class Crew:
         self._begun = dict(Told.by(journal.entries).begun)
         self._done = set(done)
         self._running: dict[int, PlannedJob] = {}
-        self._sessions: dict[int, Session] = {}
+        self._at_work: dict[int, Driver] = {}
         self._took_s: dict[str, float] = {}
         self._stopping = False
         self._broken: BaseException | None = None
@@ -86,26 +114,28 @@ class Crew:
         if self._broken is not None:
             raise self._broken
         for key in self._board().blocked(self._plan):
-            needed = [need for need in self._plan.job(key).needs if need not in self._done]
-            self.causes[key] = f"needs {', '.join(self._plan.job(each).name for each in needed)}"
+            missing = [need for need in self._plan.job(key).needs if need not in self._done]
+            self.causes[key] = f"needs {', '.join(self._plan.job(each).name for each in missing)}"
         return self._stopping
 
-    def _stop(self, threads: list[threading.Thread]) -> None:
+    def _stop(self, threads: Sequence[threading.Thread]) -> None:
         with self._known:
             self._stopping = True
             self._known.notify_all()
         for thread in threads:
             while thread.is_alive():
-                for session in list(self._sessions.values()):
-                    session.request_stop()
+                for driver in list(self._at_work.values()):
+                    driver.request_stop()
                 thread.join(ASK_AGAIN_S)
+
+    # --- one lane --------------------------------------------------------------------------------
 
     def _lane(self, number: int) -> None:
         last: PlannedJob | None = None
         try:
-            with ExitStack() as open_now:
+            with ExitStack() as held:
                 while (job := self._take(number, last)) is not None:
-                    last = job if self._do(number, job, open_now) else None
+                    last = job if self._do(number, job, held) else None
         except BaseException as error:  # kept, not swallowed: `work` raises it
             self._broken = self._broken or error
             self._leave(number)
@@ -115,8 +145,7 @@ class Crew:
         with self._known:
             while not self._stopping:
                 board = self._board()
-                others = [job for lane, job in self._running.items() if lane != number]
-                job = choose(self._plan, board, last, others)
+                job = choose(self._plan, board, last, list(self._running.values()))
                 if job is not None:
                     self._running[number] = job
                     return job
@@ -125,11 +154,11 @@ class Crew:
                 self._known.wait()
         return None
 
-    def _do(self, number: int, job: PlannedJob, open_now: ExitStack) -> bool:
+    def _do(self, number: int, job: PlannedJob, held: ExitStack) -> bool:
         """Run a job, twice if need be; whether it is done."""
         for attempts_left in reversed(range(ATTEMPTS)):
             try:
-                self._attempt(number, job, open_now)
+                self._attempt(number, job, held)
             except Interrupted:
                 self._leave(number)
                 return False
@@ -137,8 +166,8 @@ class Crew:
                 ours = isinstance(error, StillhouseError)
                 cause = str(error) if ours else f"{type(error).__name__}: {error}"
                 logger.warning("%s failed: %s", job.name, cause, exc_info=not ours)
-                self._sessions.pop(number, None)
-                open_now.close()  # a failure may leave workers in any state
+                self._at_work.pop(number, None)
+                held.close()  # a failure may leave workers in any state
                 if isinstance(error, SpecError) or not attempts_left:
                     self._finish(number, job, cause)
                     return False
@@ -151,42 +180,38 @@ class Crew:
                 return True
         raise AssertionError("the last attempt returns")
 
-    def _attempt(self, number: int, job: PlannedJob, open_now: ExitStack) -> None:
+    def _attempt(self, number: int, job: PlannedJob, held: ExitStack) -> None:
         """One run of a job, from its newest checkpoint where an earlier life left one."""
         chain = self._plan.chain(job.key)
         specs = [each.spec for each in chain]
         began = time.monotonic()
-        session = self._sessions.get(number)
-        if session is None:
-            session = open_now.enter_context(Session(specs, self._tell))
-            self._sessions[number] = session
+        driver = self._at_work.get(number)
+        if driver is None:
+            driver = held.enter_context(self._drivers.open(specs, self._tell))
+            self._at_work[number] = driver
         begun = self._begun.pop(job.key, None)
-        resume = begun is not None and self._has_checkpoint(job, begun.run_id)
-        run_id = begun.run_id if begun is not None and resume else new_run_id(job.name)
-        run_ids = [*(self._run_ids[each.key] for each in chain[:-1]), run_id]
-        if not resume:
-            RunFolder.at(job.spec.storage, run_id).write(specs, len(specs) - 1, run_ids)
-        with self._known:
-            self._journal.append(Entry("started", job.key, job.name, run_id))
+        resume = begun is not None and self._drivers.can_resume(job.spec, begun.run_id)
+        run_id = begun.run_id if begun and resume else self._drivers.new_run_id(job.name)
+        self._write(Entry("started", job.key, job.name, run_id))
         self._report()
-        summary = run_in(session, specs, len(specs) - 1, run_ids, self._tell, resume)
+        run_ids = [*(self._run_ids[each.key] for each in chain[:-1]), run_id]
+        summary = driver.run(specs, run_ids, resume=resume)
+        self._write(Entry("done", job.key, job.name, run_id, summary))
         with self._known:
-            self._journal.append(Entry("done", job.key, job.name, run_id, summary))
             self._run_ids[job.key] = run_id
             self._took_s[job.key] = time.monotonic() - began
 
-    def _has_checkpoint(self, job: PlannedJob, run_id: str) -> bool:
-        folder = RunFolder.at(job.spec.storage, run_id)
-        return bool(Checkpoints(folder.uri, run_id, 1, 0, 0).steps())
+    # --- what lanes know together ----------------------------------------------------------------
 
     def _finish(self, number: int, job: PlannedJob, cause: str | None) -> None:
         """A job is over; `cause` says why it failed, None that it did not."""
+        if cause is not None:
+            self._write(Entry("failed", job.key, job.name, "", error=cause))
         with self._known:
             if cause is None:
                 self._done.add(job.key)
             else:
                 self.causes[job.key] = cause
-                self._journal.append(Entry("failed", job.key, job.name, "", error=cause))
             self._running.pop(number)
             self._known.notify_all()
         self._report()
@@ -198,6 +223,10 @@ class Crew:
             self._running.pop(number, None)
             self._known.notify_all()
 
+    def _write(self, entry: Entry) -> None:
+        with self._known:
+            self._journal.append(entry)
+
     def _board(self) -> Board:
         running = frozenset(job.key for job in self._running.values())
         return Board(frozenset(self._done), frozenset(self.causes), running)
@@ -207,9 +236,8 @@ class Crew:
             board = self._board()
             running = tuple(job.name for _, job in sorted(self._running.items()))
             left = left_s(self._plan, board, self._took_s, self._lanes)
-            failed = len(board.failed | board.blocked(self._plan))
-            now = StudyProgress(len(self._plan.jobs), len(board.done), failed, running, left)
-        self._tell(now)
+        failed = len(board.failed | board.blocked(self._plan))
+        self._tell(StudyProgress(len(self._plan.jobs), len(board.done), failed, running, left))
 
     def _tell(self, event: Event | StudyProgress) -> None:
         with self._told:
@@ -220,9 +248,8 @@ def still_there(plan: StudyPlan, told: Told) -> dict[str, Entry]:
     """Jobs that are done and stay so: those whose student a job to come needs must have kept it."""
     done = {job.key: told.done[job.key] for job in plan.jobs if job.key in told.done}
     for job in reversed(plan.jobs):  # a job that must run again may need others that must
-        if job.key in done and any(
-            each.key not in done and job.key in each.needs for each in plan.jobs
-        ):
+        wanted = any(each.key not in done and job.key in each.needs for each in plan.jobs)
+        if job.key in done and wanted:
             fs, root = fsspec.core.url_to_fs(done[job.key].summary["export"])
             if not fs.exists(root):
                 logger.warning("%s: its export is gone; it runs again", job.name)

@@ -54,8 +54,8 @@ def choose(
     makers = {job.key for job in others}
 
     def cost(job: PlannedJob) -> tuple[bool, bool, bool]:
-        mine = last is not None and (job.pool == last.pool or last.key in job.needs)
-        warm = last is not None and bool(job.pool) and job.pool == last.pool
+        warm = last is not None and job.pool == last.pool != ""
+        mine = last is not None and last.key in job.needs
         elsewhere = job.pool in theirs or bool(makers.intersection(job.needs))
         return not warm, not mine, elsewhere
 

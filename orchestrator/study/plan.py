@@ -205,6 +205,8 @@ def _check_one_place(specs: Sequence[JobSpec]) -> None:
 def _names(study: StudySpec, cells: Sequence[Cell]) -> dict[str, str]:
     """A name for each key: study, job, the arms that make a difference to it, seed."""
     telling = {str(job["name"]): _telling(str(job["name"]), cells) for job in study.jobs}
+    if len(study.seeds) == 1:  # others may be added, and change no name
+        telling = {template: axes | {""} for template, axes in telling.items()}
     names: dict[str, str] = {}
     taken: set[str] = set()
     for cell in cells:

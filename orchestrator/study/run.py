@@ -15,6 +15,7 @@ from orchestrator.spec import JobSpec
 from orchestrator.spec.job import TrackingSpec
 from orchestrator.spec.paths import absolute_paths
 
+from .crew import Crew, still_there
 from .findings import Checked, check_assertions
 from .folder import StudyFolder, local_storage, open_folder
 from .journal import Journal, Told
@@ -88,7 +89,7 @@ def run_study(
         tracker = _tracker(study, plan, folder)
         status = "failed"
         try:
-            work, interrupted = _work(plan, folder, journal, parallel, on_event)
+            work, interrupted = _work(plan, journal, parallel, on_event)
             result = _conclude(study, plan, folder, journal, work, tracker)
             status = "interrupted" if interrupted else "finished" if result.holds else "failed"
         finally:
@@ -103,14 +104,11 @@ def run_study(
 
 def _work(
     plan: StudyPlan,
-    folder: StudyFolder,
     journal: Journal,
     parallel: int | None,
     on_event: OnEvent,
 ) -> tuple[Mapping[str, str], bool]:
     """Do the jobs; causes of failures by key, and whether it was interrupted."""
-    from .crew import Crew, still_there
-
     done = still_there(plan, Told.by(journal.entries))
     if len(done) == len(plan.jobs):
         return {}, False
@@ -118,10 +116,12 @@ def _work(
 
     from orchestrator.session import inventory, join_ray
 
+    from .driver import SESSIONS
+
     started = join_ray(plan.jobs[0].spec.ray.address)
     try:
         lanes = lanes_for(plan, inventory(), parallel)
-        crew = Crew(plan, folder, journal, done, lanes, on_event)
+        crew = Crew(plan, SESSIONS, journal, done, lanes, on_event)
         interrupted = crew.work()
         return crew.causes, interrupted
     finally:

@@ -235,7 +235,7 @@ class StudySpec(Spec):
                     f"is {metric.job!r}, which is no job of this file",
                     nearest(metric.job, names),
                 )
-            if labels.count(metric.label) > 1:
+            if metric.label in labels[:index]:
                 raise refusal(
                     f"metrics.{index}.name",
                     f"{metric.label!r} is used twice",

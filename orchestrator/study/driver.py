@@ -1,0 +1,53 @@
+"""What runs a lane's jobs: a session of the ordinary runner. Ray must be joined."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.run_folder import RunFolder
+from orchestrator.runner import new_run_id, run_in
+from orchestrator.session import Session
+from orchestrator.spec import JobSpec
+from orchestrator.students.checkpoint import Checkpoints
+
+from .crew import Drivers
+from .progress import OnEvent
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDriver:
+    """Jobs of one lane, sharing a session's workers and pool."""
+
+    session: Session
+    on_event: OnEvent
+
+    def run(
+        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+    ) -> dict[str, Any]:
+        """Run the last of a list; its summary."""
+        last = len(jobs) - 1
+        if not resume:
+            RunFolder.at(jobs[last].storage, run_ids[last]).write(jobs, last, run_ids)
+        return run_in(self.session, jobs, last, run_ids, self.on_event, resume)
+
+    def request_stop(self) -> None:
+        """Ask the running job to stop at its next step, with a checkpoint."""
+        self.session.request_stop()
+
+
+@contextmanager
+def opened(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator[SessionDriver]:
+    """A driver whose workers and pool end with the block."""
+    with Session(jobs, on_event) as session:
+        yield SessionDriver(session, on_event)
+
+
+def can_resume(job: JobSpec, run_id: str) -> bool:
+    """Whether a run has a published checkpoint."""
+    folder = RunFolder.at(job.storage, run_id).uri
+    return bool(Checkpoints(folder, run_id, keep=1, rank=0, local_rank=0).steps())
+
+
+SESSIONS = Drivers(opened, new_run_id, can_resume)
+"""Lanes drive sessions."""
