@@ -280,7 +280,7 @@ def _distance(part: Part, logits: Tensor, answer: Dense, wanted: bool) -> Answer
     share = 1.0 if part.over == "sum" else 1.0 / logits.shape[1]
     beyond = gap.square().sum(1).mul_(share).sub_(part.margin * part.logit_scale)
     outside = (beyond > 0).unsqueeze(1)
-    return beyond.clamp_min(0.0), gap.mul_(2 * share * outside) if wanted else None
+    return beyond.clamp_min(0.0), gap.mul_(outside).mul_(2 * share) if wanted else None
 
 
 def _on_support(part: Part, teacher: Softened, student: Softened, wanted: bool) -> Answer:

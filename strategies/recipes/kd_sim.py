@@ -15,7 +15,7 @@ class KDsim(RoleRecipe):
 
     title = "KD-sim (relations between entries alone)"
     source = "Tang et al. arXiv:2002.03532, section on domain knowledge"
-    equation = "p' = softmax(cos(w_y, w_i)^k / s); L = a CE(y, q) + (1 - a) KL(p' || q)"
+    equation = "p' = softmax(cos(w_y, w_i)^k / s); L = a CE(y, q) + (1 - a) T^2 KL(p' || q^T)"
     kind: Literal["kd_sim"]
     label_share: Share = 0.1
     """Share of the loss that is cross entropy against the data's labels."""
