@@ -16,6 +16,7 @@ from orchestrator.models.tokenizer import vocabulary_size
 from orchestrator.signals.asks import ask_of
 from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec import JobSpec
+from orchestrator.spec.data import GeneratedSource
 from orchestrator.spec.job import StandingPool
 from orchestrator.spec.models import (
     EncodingSpec,
@@ -180,7 +181,13 @@ def _warnings(job: JobSpec, roles: Sequence[RolePlan]) -> list[str]:
                 f"{role.role} ({role.request_bytes} bytes): one is in flight at a time; raise "
                 f"window_bytes, or lower training.micro_batch"
             )
-    unused = [name for name in job.roles if name not in job.used_roles]
+    for source in job.data.sources:
+        if isinstance(source, GeneratedSource):
+            found.append(
+                f"role {source.role} first writes {source.count} texts, at most "
+                f"{source.count * source.length} tokens, unless they are there from an earlier job"
+            )
+    unused = [name for name in job.roles if name not in (*job.used_roles, *job.data.writers)]
     if unused:
         found.append(f"nobody asks role {', '.join(unused)}: it is not served")
     return found

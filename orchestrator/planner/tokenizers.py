@@ -103,6 +103,13 @@ def _check_can_cross(job: JobSpec, role: str, field: str, differs: str, prefix: 
             f"is {role!r}, and {differs}: agreement and KL compare ids",
             "Name a role that shares the student's tokenizer, or remove it",
         )
+    for index, diagnostic in enumerate(job.evaluation.diagnostics):
+        if role in (named or job.compared_role for named in diagnostic.asked):
+            raise SpecError(
+                f"{prefix}evaluation.diagnostics.{index}",
+                f"asks {role!r}, and {differs}: {diagnostic.kind} compares ids",
+                "Name a role that shares the student's tokenizer, or remove it",
+            )
 
 
 def job_tokenizer(job: JobSpec, earlier: Sequence[JobSpec]) -> str | None:

@@ -20,7 +20,7 @@ LINES = [
     "東京は大きい",
     "a 👩‍🔬 b",
     "the the cat sat",
-]  # noqa: RUF001
+]
 TEXTS = st.lists(
     st.one_of(st.sampled_from(LINES), st.text(st.characters(codec="utf-8"), max_size=12)),
     min_size=1,

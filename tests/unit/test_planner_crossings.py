@@ -35,9 +35,9 @@ def test_ranks_may_be_learned_from_another_tokenizer(teacher: Path):
 
 def test_one_term_that_compares_ids_refuses_it(teacher: Path):
     spec = job(teacher, UNIVERSAL, {"kind": "forward_kl"})
-    with pytest.raises(SpecError, match="forward_kl compares ids.*`universal`"):
+    with pytest.raises(SpecError, match=r"forward_kl compares ids.*`universal`"):
         check_tokenizers(spec, [], "")
-    with pytest.raises(SpecError, match="forward_kl compares ids.*`universal`"):
+    with pytest.raises(SpecError, match=r"forward_kl compares ids.*`universal`"):
         crossings(spec, str(tiny.TOKENIZER))
 
 
@@ -45,6 +45,9 @@ def test_agreement_with_it_is_refused_and_else_not_measured(teacher: Path):
     asked = {"before": False, "rows": 8, "generate": None, "against": "teacher"}
     with pytest.raises(SpecError, match=r"evaluation.against.*agreement and KL compare ids"):
         check_tokenizers(job(teacher, UNIVERSAL, evaluation=asked), [], "")
+    fidelity = {"rows": 8, "generate": None, "diagnostics": [{"kind": "fidelity"}]}
+    with pytest.raises(SpecError, match=r"diagnostics.0.*fidelity compares ids"):
+        check_tokenizers(job(teacher, UNIVERSAL, evaluation=fidelity), [], "")
     spec = job(teacher, UNIVERSAL)
     assert spec.compared_with(("teacher",)) is None and spec.compared_role == "teacher"
 
