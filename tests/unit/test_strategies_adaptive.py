@@ -17,7 +17,7 @@ from strategies.schedules import value
 from strategies.specs import FollowSchedule, ObjectiveSpec, TaidSchedule
 
 WIDTH, VOCABULARY = 5, 11
-TAID = {"kind": "taid", "start": 0.4, "alpha": 0.5, "beta": 0.5}
+TAID = {"kind": "taid", "start": 0.4, "alpha": 0.5, "beta": 0.75}
 ENTROPY = {"kind": "measure", "name": "doubt", "measure": "student_entropy"}
 GAP = {"kind": "measure", "name": "gap", "measure": "gap"}
 WALKING = {"kind": "forward_kl", "target": [{"kind": "towards_student", "share": TAID}]}
@@ -49,10 +49,10 @@ def test_taid_takes_the_steps_computed_by_hand() -> None:
         found.append(value(number, at, memory))
         memory = observed(number, memory, loss, at)
     first = 0.46  # the line: the first loss has none before it
-    second = first + 0.5 * _sigmoid(0.5 * 0.5) * (1 - first)
-    third = second + 0.5 * _sigmoid(0.5 * 0.25 - 0.5 * 0.5) * (1 - second)
+    second = first + 0.5 * _sigmoid(0.25 * 0.5) * (1 - first)
+    third = second + 0.5 * _sigmoid(0.75 * 0.125 - 0.25 * 0.5) * (1 - second)
     assert found == pytest.approx([0.4, first, second, third], rel=1e-12)
-    assert memory["momentum"] == pytest.approx(-0.0625)
+    assert memory["momentum"] == pytest.approx(0.75 * -0.03125)
 
 
 def test_taid_is_the_straight_line_where_it_takes_no_steps() -> None:
@@ -141,7 +141,7 @@ def test_numbers_follow_their_own_quantities() -> None:
     assert weights[:4] == pytest.approx([1.0, 2.8, 2.7, 2.55])
     shares = [numbers[SHARE] for numbers in found]
     assert shares[:2] == pytest.approx([0.4, 0.5]) and shares == sorted(shares)
-    assert shares[2] == pytest.approx(0.5 + 0.5 * _sigmoid(0.25) * 0.5)
+    assert shares[2] == pytest.approx(0.5 + 0.5 * _sigmoid(0.25 * 0.5) * 0.5)
 
 
 @pytest.mark.parametrize("stop", range(1, 6))
