@@ -25,6 +25,15 @@ from strategies.specs import Within
 SHOWN = Sizes(vocabulary=32_000, width=2048)
 """Sizes of the role whose bytes are told."""
 
+WRITTEN = {
+    "kind": "generated",
+    "role": "teacher",
+    "prompts": {"text": ["Once upon a time"]},
+    "count": 2000,
+    "length": 200,
+}
+"""The source of an example whose texts a role writes."""
+
 Name = Annotated[str | None, typer.Argument(help="One of them, explained.", metavar="[NAME]")]
 
 
@@ -48,15 +57,16 @@ def default_recipe(name: str) -> Recipe:
 
 def example(name: str) -> dict[str, Any]:
     """A whole job with the recipe, its fields written out; models and data are placeholders."""
-    recipe = default_recipe(name)
+    recipe, writes = default_recipe(name), RECIPES[name].learns_written_text
+    source = (
+        WRITTEN if writes else {"kind": "import", "target": "orchestrator.data.stdlib:documents"}
+    )
+    roles = (*recipe.roles, "teacher") if writes else recipe.roles
     return {
         "name": name.replace("_", "-"),
         "student": {"path": "models/student"},
-        "roles": {role: {"path": f"models/{role}"} for role in recipe.roles},
-        "data": {
-            "sources": [{"kind": "import", "target": "orchestrator.data.stdlib:documents"}],
-            "context": 256,
-        },
+        "roles": {role: {"path": f"models/{role}"} for role in roles},
+        "data": {"sources": [source], "context": 256},
         "objective": {"recipe": {"kind": name, **_written(recipe)}},
         "training": {"steps": 400, "global_batch": 16, "micro_batch": 4},
     }

@@ -4,7 +4,7 @@ Promises: bounded work, no weights read, nothing of a model's files run, nothing
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,6 +13,7 @@ from orchestrator.models.folder import check_folder
 from orchestrator.signals.cache.folder import DEFAULT_PATH, refuse_unusable
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.models import ModelSpec
+from strategies.specs import HookSpec, ImportedTerm, ObjectiveSpec
 
 from .capacity import checkpoint_bytes, job_model_size
 from .documents import check_sources
@@ -40,6 +41,8 @@ def preflight(jobs: Sequence[JobSpec], free_bytes: Callable[[Path], int] | None 
         check_lengths(job, jobs[:index], prefix)
         for name, model in _models(job).items():
             _check_model(model, prefix + name)
+        for name, target in _imports(job.objective):
+            check_import(target, prefix + name)
         check_tokenizers(job, jobs[:index], prefix)
         if job.cache.enabled:
             refuse_unusable(Path(job.cache.path or DEFAULT_PATH).expanduser())
@@ -78,6 +81,15 @@ def check_run_folder(path: str | Path, jobs: Sequence[JobSpec]) -> None:
 
 def _models(job: JobSpec) -> dict[str, ModelSpec]:
     return {"student": job.student, **{f"roles.{name}": role for name, role in job.roles.items()}}
+
+
+def _imports(objective: ObjectiveSpec) -> Iterator[tuple[str, str]]:
+    """Field and import path of everything of one's own in an objective."""
+    for index, term in enumerate(objective.terms):
+        if isinstance(term, ImportedTerm):
+            yield f"objective.terms.{index}.target", term.target
+    if isinstance(objective.between_epochs, HookSpec):
+        yield "objective.between_epochs.target", objective.between_epochs.target
 
 
 def _check_model(model: ModelSpec, field: str) -> None:

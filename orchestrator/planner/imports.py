@@ -36,6 +36,7 @@ def check_import(target: str, field: str) -> None:
         problem = f"{target!r}: {found.origin} is not Python ({error})"
         raise SpecError(field, problem, "Mend the file") from error
     names = _top_level_names(tree)
+    name = name.partition(".")[0]  # what is inside it is made when the module runs
     if name not in names and not names & {"*", "__getattr__"}:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean '{module}:{near[0]}'?" if near else f"Define {name} in {found.origin}"
