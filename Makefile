@@ -9,7 +9,7 @@ DOCS_STAMP := $(VENV)/.stillhouse-docs
 TRL_STAMP := build/trl/.stillhouse
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test check lint format chaos nodes bench bench-trl docs clean
+.PHONY: help quickstart test check lint format chaos nodes bench bench-trl studies docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make chaos        jobs under process kills"
 	@echo "make nodes        jobs over two Ray nodes in network namespaces (root, iproute2)"
 	@echo "make bench        measurements of docs/benchmarks.md; bench-trl: against TRL"
+	@echo "make studies      the studies of docs/studies.md (at most 40 minutes on two cores)"
 	@echo "make docs         the documentation, strictly, into site/"
 	@echo "make clean        remove the environment and everything built"
 
@@ -79,6 +80,9 @@ $(TRL_STAMP): $(STAMP)
 
 bench-trl: $(TRL_STAMP)
 	$(BIN)/python tests/benchmarks/against_trl.py --trl-python build/trl/bin/python
+
+studies: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate_studies.py
 
 docs: $(DOCS_STAMP)
 	$(BIN)/python docs/generate_reference.py --check
