@@ -4,9 +4,9 @@ Imports neither torch nor ray. Which documents exist and how they become samples
 by `prepare`; which samples a step sees is a pure function of the step, by `Order`.
 """
 
-from .collate import Flat, NumpyBatch, Samples, collate, end_to_end
+from .collate import Flat, NumpyBatch, collate, end_to_end
 from .collation import Collate, collation
-from .crossing import CrossedStore, Crossing
+from .crossing import CrossedStore, Crossing, Samples
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
 from .reading import Reading, inputs_of, reading_of

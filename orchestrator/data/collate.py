@@ -7,10 +7,10 @@ reads sample borders off the positions. Shape letters: R rows, T positions (the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
+from .crossing import Samples
 from .pack import Row
 from .store import SampleStore
 
@@ -66,23 +66,6 @@ class Flat:
     tokens: np.ndarray  # [M] int32
     lengths: np.ndarray  # [S] int32
     wanted: np.ndarray  # [M] bool
-
-
-class Samples(Protocol):
-    """What a role is asked about: the job's samples, or the same in the role's own tokens."""
-
-    def tokens(self, index: int) -> np.ndarray:
-        """[n] int32."""
-        ...
-
-    def wanted(self, index: int) -> np.ndarray:
-        """[n] bool."""
-        ...
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """[S] int32: tokens of each sample."""
-        ...
 
 
 def end_to_end(store: Samples, rows: Sequence[Row]) -> Flat:

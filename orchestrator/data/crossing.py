@@ -105,6 +105,10 @@ class CrossedStore:
         return Paired(tokens[: self._limit], wanted, kept)
 
 
+Samples = SampleStore | CrossedStore
+"""What a role is asked about: the job's samples, or the same in the role's own tokens."""
+
+
 def pairs(ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Positions that have read the same text.
 
