@@ -10,6 +10,8 @@ import tiny
 
 from orchestrator.data import prepare
 from orchestrator.errors import Interrupted
+from orchestrator.evaluation.history import read_history
+from orchestrator.evaluation.replay import recorded_schedule
 from orchestrator.events import Event, StepDone
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
@@ -27,6 +29,29 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         "terms": [
             {**KL, "temperature": {"kind": "linear", "start": 1.0, "end": 4.0}},
             {**CE, "weight": {"kind": "cosine", "start": 1.0, "end": 0.0}},
+        ]
+    },
+    "adaptive schedules": {
+        "terms": [
+            {
+                **KL,
+                "temperature": {
+                    "kind": "follow",
+                    "quantity": "gap",
+                    "between": [0.0, 4.0],
+                    "low": 1.0,
+                    "high": 3.0,
+                    "memory": 0.5,
+                },
+                "target": [
+                    {
+                        "kind": "towards_student",
+                        "share": {"kind": "taid", "start": 0.8, "alpha": 0.5, "beta": 0.75},
+                    }
+                ],
+            },
+            {**CE, "weight": 1.0},
+            {"kind": "measure", "name": "gap", "measure": "gap"},
         ]
     },
     "target": {"terms": [{**KL, "target": [{"kind": "swap"}, {"kind": "noise", "size": 0.5}]}]},
@@ -66,6 +91,23 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
         ]
     },
 }
+ADAPTIVE = ("forward_kl.temperature", "forward_kl.target.0.share")
+STAIRS = {
+    "terms": [
+        {
+            **KL,
+            "temperature": {
+                "kind": "step",
+                "start": 4.0,
+                "factor": 0.5,
+                "every": 1,
+                "floor": 1.0,
+                "per": "epoch",
+            },
+        },
+        {**CE, "weight": {"kind": "linear", "start": 0.0, "end": 1.0, "per": "epoch"}},
+    ]
+}
 
 
 @dataclass
@@ -73,6 +115,7 @@ class Played:
     """What a job left."""
 
     summary: dict[str, Any]
+    folder: Path
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)  # by steps done
 
     @property
@@ -140,7 +183,7 @@ class House:
             with pytest.raises(Interrupted, match="stopped after step"):
                 self.session.run_job(spec, folder, {}, resume=False)
         summary = self.session.run_job(spec, folder, {}, resume=stop_after is not None)
-        return Played(summary, metrics)
+        return Played(summary, folder.local, metrics)
 
 
 def _houses(root: Path, workers: int) -> Iterator[House]:
@@ -167,7 +210,21 @@ def alone(root: Path) -> Iterator[dict[str, Played]]:
         for name, objective in OBJECTIVES.items():
             spec = house.job(objective, checkpoint={"every_steps": 3})
             played[f"{name}, resumed"] = house.play(spec, stop_after=2)
+        played["replayed"] = house.play(house.job(_replayed(played["adaptive schedules"])))
+        epochs = {"steps": None, "epochs": 2, "checkpoint": {"every_steps": STEPS}}
+        played["epochs"] = house.play(house.job(STAIRS, **epochs))
         yield played
+
+
+def _replayed(adapted: Played) -> dict[str, Any]:
+    """The objective of adaptive schedules, with the way they took in their place."""
+    history = read_history(adapted.folder)
+    temperature, share = (
+        recorded_schedule(history, name).model_dump(mode="json") for name in ADAPTIVE
+    )
+    kl, *others = OBJECTIVES["adaptive schedules"]["terms"]
+    target = [{"kind": "towards_student", "share": share}]
+    return {"terms": [{**kl, "temperature": temperature, "target": target}, *others]}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -180,6 +237,43 @@ def test_a_job_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     schedules = [key for key in whole.metrics[1] if key.startswith("schedule/")]
     for step, metrics in resumed.metrics.items():
         assert [metrics[k] for k in schedules] == [whole.metrics[step][k] for k in schedules]
+
+
+def _way(played: Played, number: str) -> list[float]:
+    """Values of a number at all steps."""
+    return [played.metrics[step][f"schedule/{number}"] for step in sorted(played.metrics)]
+
+
+def test_adaptive_schedules_go_where_the_measured_means_send_them(
+    alone: dict[str, Played],
+) -> None:
+    played = alone["adaptive schedules"]
+    temperature, share = (_way(played, name) for name in ADAPTIVE)
+    line = [0.8 + 0.2 * step / STEPS for step in range(STEPS)]
+    assert share == sorted(share) and share[:2] == pytest.approx(line[:2])
+    assert all(reached > least for reached, least in zip(share[2:], line[2:], strict=True))
+    gaps = [played.metrics[step]["loss/gap"] for step in sorted(played.metrics)]
+    mean, wanted = gaps[0], [1.0]
+    for gap in gaps:
+        mean = 0.5 * mean + 0.5 * gap
+        wanted.append(1.0 + 2.0 * mean / 4.0)
+    assert temperature == pytest.approx(wanted[:STEPS]) and len(set(temperature)) == STEPS
+
+
+def test_a_recorded_way_taken_again_gives_the_same_values_and_weights(
+    alone: dict[str, Played],
+) -> None:
+    adapted, replayed = alone["adaptive schedules"], alone["replayed"]
+    for number in ADAPTIVE:
+        assert _way(replayed, number) == _way(adapted, number)
+    assert replayed.losses == adapted.losses
+    assert replayed.summary["weights_sha256"] == adapted.summary["weights_sha256"]
+
+
+def test_a_schedule_of_epochs_moves_between_them_only(alone: dict[str, Played]) -> None:
+    """54 samples, 8 a step: 7 steps an epoch."""
+    assert _way(alone["epochs"], "forward_kl.temperature") == [4.0] * 7 + [2.0] * 7
+    assert _way(alone["epochs"], "cross_entropy.weight") == [0.0] * 7 + [0.5] * 7
 
 
 def test_a_selection_asks_for_its_share_only(alone: dict[str, Played]) -> None:
