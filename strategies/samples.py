@@ -37,7 +37,7 @@ def narrowed(spec: SelectSpec, values: Tensor, batch: Batch) -> Batch:
     score = sums / counts
     group = torch.zeros(len(distinct), dtype=torch.int64)
     group[place.cpu()] = group_of(batch, spec.group).cpu()
-    keep = in_top(score if spec.largest else -score, group, spec.share).to(bool)
+    keep = in_top(score if spec.largest else -score, group, spec.share).to(torch.bool)
     chosen = batch.sample_index.unsqueeze(-1).eq(distinct[keep.to(distinct.device)]).any(-1)
     return only(batch, chosen[batch.mask])
 

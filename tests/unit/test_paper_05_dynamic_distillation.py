@@ -73,7 +73,8 @@ def test_choosing_all_is_choosing_none_and_a_share_asks_for_its_ceiling() -> Non
     numbers = objective.numbers(Progress(0, 1), objective.start())
     scales = {name: 0.1 for name in objective.counts(seen.batch, {})}
     plain = objective.loss(outputs, seen.batch, seen.signals(), numbers, scales)
-    selected = objective.loss(outputs, seen.batch, seen.signals(), numbers, scales, {"teacher": asked})
+    narrow = {"teacher": asked}
+    selected = objective.loss(outputs, seen.batch, seen.signals(), numbers, scales, narrow)
     torch.testing.assert_close(plain[0], selected[0], rtol=1e-12, atol=1e-12)
     for share, wanted in ((0.25, 1), (0.26, 2), (0.5, 2), (0.07, 1)):
         part = spec.select.model_copy(update={"share": share})

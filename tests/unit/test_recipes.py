@@ -330,6 +330,12 @@ def test_the_pages_are_in_the_navigation_and_in_their_table() -> None:
     assert pages == set(EVERY)
 
 
+def test_the_recipe_shown_to_contributors_is_the_one_that_is_there() -> None:
+    shown = (ROOT / "CONTRIBUTING.md").read_text()
+    source = (ROOT / "strategies/recipes/total_variation.py").read_text()
+    assert "".join(f"+{line}".rstrip() + "\n" for line in source.splitlines()) in shown
+
+
 def test_the_command_lists_all_and_explains_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code(["recipes"]) == 0
     listed = capsys.readouterr().out

@@ -12,6 +12,8 @@ from strategies import fusion
 from strategies.contract import DenseSignal, Head
 from strategies.linear import vocabulary_loss
 from strategies.parts import Part
+from strategies.specs.targets import SwapSpec
+from strategies.targets import Target
 
 N, VOCABULARY = 5, 11
 
@@ -45,6 +47,24 @@ def test_the_compiled_path_gives_the_same_numbers_and_follows_schedules() -> Non
         warnings.filterwarnings("error", message="the loss cannot be compiled")
         for temperature, beta in ((2.0, 0.3), (1.5, 0.4), (1.3, 0.6)):
             parts = _mixture(temperature, beta)
+            torch.testing.assert_close(
+                _run(True, *parts), _run(False, *parts), rtol=1e-5, atol=1e-6
+            )
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_terms_that_need_every_entry_give_the_same_numbers_and_follow_schedules() -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the loss cannot be compiled")
+        for number in (0.5, 1.5):
+            swapped = Target((SwapSpec(kind="swap"),), ())
+            parts = [
+                Part("adaptive_kl", 0.7, "teacher", number),
+                Part("universal", 0.4, "teacher", number),
+                Part("decoupled", 0.2, "teacher", number, others_weight=number),
+                Part("forward_kl", 0.3, "teacher", number, target=swapped),
+                Part("logits_distance", 0.1, "teacher", logit_scale=number, margin=number),
+            ]
             torch.testing.assert_close(
                 _run(True, *parts), _run(False, *parts), rtol=1e-5, atol=1e-6
             )

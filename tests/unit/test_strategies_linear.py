@@ -429,10 +429,18 @@ PEAK = r"""
 import re, torch
 from strategies.parts import Part
 from strategies.contract import Head, HiddenSignal, SampledSignal, TopKSignal
+from strategies.contract import Outputs
 from strategies.linear import vocabulary_loss
+from strategies.measuring import measure
+from strategies.specs.targets import MixSpec, SwapSpec
+from strategies.targets import Target
 
 torch.set_num_threads(1)
+mixed = MixSpec(kind="mix", roles=["other"], weights=[1.0, 1.0])
+weights = (("0.weights.0", 1.0), ("0.weights.1", 1.0))
 parts = [
+    Part("forward_kl", 1.0, "hidden", target=Target((mixed, SwapSpec(kind="swap")), weights)),
+    Part("decoupled", 1.0, "hidden"),
     Part("cross_entropy"),
     Part("jensen_shannon", 1.0, "hidden"),
     Part("alpha_beta", 1.0, "hidden", 2.0, alpha=0.01, beta=0.01),
@@ -446,10 +454,13 @@ def chunked(count, width=32768):
     ids, ones = torch.arange(16).expand(count, 16), torch.ones(count, 16)
     signals = {
         "hidden": HiddenSignal(torch.randn(count, 8), Head(torch.randn(width, 8))),
+        "other": HiddenSignal(torch.randn(count, 8), Head(torch.randn(width, 8))),
         "topk": TopKSignal(ids, -4 * ones, -ones[:, :1], (1.0,), width),
         "sampled": SampledSignal(ids, ones / 16, ones[:, 0], width),
     }
     vocabulary_loss(hidden, Head(weight), targets, signals, parts)[0].backward()
+    outputs = Outputs(hidden=hidden, head=Head(weight))
+    measure([("gap", "hidden"), ("role_entropy", "hidden")], targets, signals, outputs)
 def mib(name):
     # Not ru_maxrss: a child inherits its parent's.
     return int(re.search(name + r":\s+(\d+) kB", open("/proc/self/status").read())[1]) / 1024
