@@ -143,7 +143,10 @@ def as_samples(prompts: Sequence[Prompt], written: Sequence[Sequence[int]]) -> S
 
 
 def _last_positions(texts: Sequence[Sequence[int]], width: int) -> NumpyBatch:
-    """Texts as rows of a fixed width, of which only the last token's position is looked at."""
+    """Texts as rows of a fixed width, of which only the last token's position is looked at.
+
+    Padding follows the text in every sense: no position of a causal model looks at it.
+    """
     shape = (max(1, len(texts)), width)
     input_ids = np.zeros(shape, np.int64)
     position_ids = np.tile(np.arange(width), (shape[0], 1))
@@ -152,7 +155,6 @@ def _last_positions(texts: Sequence[Sequence[int]], width: int) -> NumpyBatch:
     for row, text in enumerate(texts):
         size = len(text)
         input_ids[row, :size] = text
-        position_ids[row, size:] = np.arange(width - size)  # padding is a segment of its own
         targets[row, size - 1] = 0
         index[row, :size] = row
     return NumpyBatch({"input_ids": input_ids, "position_ids": position_ids}, targets, index)
