@@ -5,6 +5,7 @@ the same decision.
 """
 
 import base64
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,7 @@ class Changing:
 
     def __init__(self, spec: CondenseSpec | HookSpec, store: SampleStore) -> None:
         self._spec, self._store, self._hook = spec, store, hook_of(spec)
-        sizes = None
-        if isinstance(spec, CondenseSpec):
-            condense, samples = spec, len(store)
-
-            def sizes(epoch: int) -> int:
-                return size_after(condense, samples, epoch)
-
+        sizes = partial(size_after, spec, len(store)) if isinstance(spec, CondenseSpec) else None
         self.membership = Membership(len(store), sizes, stable=spec.every)
         self._book = Book.of(len(store))
         self._blends: dict[int, tuple[int, float]] = {}

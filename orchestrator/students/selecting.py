@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data import SampleStore
-from strategies.contract import Batch, Outputs
+from strategies.contract import Batch, LogitSignal, Outputs
 from strategies.measuring import measure
 from strategies.samples import narrowed, random_scores
 from strategies.specs.samples import SelectSpec
@@ -60,11 +60,11 @@ class Selector:
         asked = dict.fromkeys(names, batch) if asked is None else asked
         return replace(micro, asked=asked, roles_samples=len(chosen)), names
 
-    def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict:
+    def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict[str, LogitSignal]:
         device = self._engine.device
         signals = {role: self._questions.answer(role, n, device) for role, n in names.items()}
         for _ in names:
-            self._ledger.count("delivered", epoch, micro.roles_samples)
+            self._ledger.count("delivered", epoch, micro.answered)
         return signals
 
     def _scores(self, batch: Batch, step: int) -> Tensor:
