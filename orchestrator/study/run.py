@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, SpecError
+from orchestrator.events import Event, JobEnded, Warned
 from orchestrator.spec import JobSpec
+from orchestrator.spec.explain import nearest
 from orchestrator.spec.job import TrackingSpec
 from orchestrator.spec.paths import absolute_paths
 
@@ -20,9 +22,9 @@ from .findings import Checked, check_assertions
 from .folder import StudyFolder, local_storage, open_folder
 from .journal import Journal, Told
 from .load import study_yaml
-from .numbers import Results, gather
+from .numbers import Results, gather, paths_of, value_of
 from .plan import PlannedJob, StudyPlan, plan_study
-from .progress import OnEvent
+from .progress import OnEvent, StudyProgress
 from .spec import StudySpec
 from .write import write_tables
 
@@ -89,8 +91,9 @@ def run_study(
         tracker = _tracker(study, plan, folder)
         status = "failed"
         try:
-            work, interrupted = _work(plan, journal, parallel, on_event)
-            result = _conclude(study, plan, folder, journal, work, tracker)
+            hear = _warning_of_absent_metrics(study, plan, on_event)
+            causes, interrupted = _work(plan, journal, parallel, hear)
+            result = _conclude(study, plan, folder, journal, causes, tracker)
             status = "interrupted" if interrupted else "finished" if result.holds else "failed"
         finally:
             tracker.finish(status)
@@ -158,6 +161,27 @@ def lanes_for(plan: StudyPlan, inventory: "Inventory", parallel: int | None) -> 
             f"Give {most} or less, lower resources of jobs, or add nodes",
         )
     return min(parallel or most, len(plan.jobs))
+
+
+def _warning_of_absent_metrics(study: StudySpec, plan: StudyPlan, on_event: OnEvent) -> OnEvent:
+    """What also says, once, which metric a measured job does not have: long before the table."""
+    templates = {job.name: job.template for job in plan.jobs}
+    said: set[str] = set()
+
+    def hear(event: Event | StudyProgress) -> None:
+        on_event(event)
+        if not isinstance(event, JobEnded) or event.status != "done":
+            return
+        for metric in study.metrics:
+            measured = study.job_named(metric.job) == templates[event.job]
+            if measured and metric.label not in said and value_of(event.summary, metric) is None:
+                said.add(metric.label)
+                whole = metric.source == "summary"
+                known = list(paths_of(event.summary if whole else event.summary["evaluation"]))
+                remedy = nearest(metric.path, known)
+                on_event(Warned(event.job, f"has no {metric.path} to measure. {remedy}"))
+
+    return hear
 
 
 def _absolute(plan: StudyPlan) -> StudyPlan:
