@@ -379,7 +379,7 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]], jobs: Sequence[JobSp
         measured = summary.get("evaluation") or {}
         job = named[run_id]
         teacher, student = measured.get("teacher"), measured.get("student")
-        role = job.compared_role if job is not None else None
+        role = summary.get("compared_role", job.compared_role if job is not None else None)
         if teacher and role and all(row.model != role for row in rows):
             rows.insert(0, Row(role, teacher["loss"], teacher["perplexity"]))
         if student:

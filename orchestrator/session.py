@@ -118,6 +118,7 @@ class Session:
             ready_s = time.monotonic() - began
             summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
+            summary["compared_role"] = student.spec.compared_with(student.crossings)
             summary["cost"] = {"student_device_s": _student_s(summary, job)}
             if pool is not None:
                 _add_pool(summary, before, pool.status())

@@ -5,7 +5,7 @@ a character. Two positions pair if they have read the same: whatever either pred
 from one text. Pure but for the tokenizers; imports neither torch nor ray.
 
 Promises: a pair has read the same characters; each position is in one pair at most; pairs come in
-the order of both; equal tokenizers pair every position.
+the order of both; equal tokenizers pair every position but those within a character.
 
 Shape letters: n tokens of a sample in the job's tokenizer, m in the role's, N loss-bearing ones.
 """

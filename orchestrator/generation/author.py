@@ -19,7 +19,6 @@ from orchestrator.errors import SpecError
 from orchestrator.evaluation.diagnostics.draw import drawn, uniform
 from orchestrator.models.continuation import continuations
 from orchestrator.models.load import load_model
-from orchestrator.models.positions import positions_of
 from orchestrator.spec.data import GeneratedSource
 
 from .records import Part, Task, Text
@@ -51,7 +50,8 @@ class Author:
             seed=task.seed,
             field=f"roles.{task.role}",
         )
-        self._positions = positions_of(task.spec)
+        config = self._loaded.config  # some families call it otherwise, and map this name to it
+        self._positions: int | None = getattr(config, "max_position_embeddings", None)
 
     @property
     def fingerprint(self) -> str:

@@ -104,7 +104,8 @@ def _check_can_cross(job: JobSpec, role: str, field: str, differs: str, prefix: 
             "Name a role that shares the student's tokenizer, or remove it",
         )
     for index, diagnostic in enumerate(job.evaluation.diagnostics):
-        if role in (named or job.compared_role for named in diagnostic.asked):
+        nobody = job.compared_with((role,)) is None  # for those that name no role
+        if any(named == role or (named is None and nobody) for named in diagnostic.asked):
             raise SpecError(
                 f"{prefix}evaluation.diagnostics.{index}",
                 f"asks {role!r}, and {differs}: {diagnostic.kind} compares ids",
