@@ -17,7 +17,6 @@ class DiagnosticBase(Spec):
     needs_gradients: ClassVar[bool] = False
     """Whether whole gradients of the student are computed."""
 
-    kind: str
     name: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = None
     """Where its numbers are found; absent: its kind."""
     every_steps: PositiveInt | None = None
@@ -26,7 +25,7 @@ class DiagnosticBase(Spec):
     @property
     def title(self) -> str:
         """Its name in evaluation, metrics and report."""
-        return self.name or self.kind
+        return self.name or self.kind  # type: ignore[attr-defined]
 
     @property
     def asked(self) -> tuple[str | None, ...]:
