@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -87,8 +87,7 @@ def event_text(event: Event) -> str | None:
         case Phase(job=job, text=text):
             return f"{job}: {text}"
         case Evaluated(job=job, step=step, evaluation=evaluation):
-            numbers = ", ".join(_numbers(evaluation)) or "nothing measured"
-            return f"{job}: step {step}, held out: {numbers}"
+            return f"{job}: step {step}, {_measured(evaluation)}"
         case CheckpointWritten(job=job, step=step, path=path):
             return f"{job}: checkpoint of step {step} in {path}"
         case Warned(job=job, text=text):
@@ -216,6 +215,15 @@ def _losses(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     losses = [(name, value) for name, value in metrics.items() if name.startswith("loss/")]
     losses.sort(key=lambda pair: pair[0] != "loss/total")
     return losses[:1] if len(losses) == 2 else losses
+
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """Held-out numbers, and the names of diagnostics: theirs are too many for a line."""
+    diagnosed = evaluation.get("diagnostics", {})
+    plain = {name: value for name, value in evaluation.items() if name != "diagnostics"}
+    parts = [f"held out: {', '.join(_numbers(plain))}"] if plain else []
+    parts += [f"diagnostics: {', '.join(diagnosed)}"] if diagnosed else []
+    return "; ".join(parts) or "nothing measured"
 
 
 def _numbers(evaluation: Mapping[str, object], prefix: str = "") -> list[str]:

@@ -34,7 +34,9 @@ from orchestrator.evaluation.diagnostics.positions import (
 from orchestrator.evaluation.diagnostics.report import OMEGA_EDGES, metrics
 from orchestrator.evaluation.history import Point, history_of
 from orchestrator.evaluation.report import render
+from orchestrator.events import Evaluated
 from orchestrator.spec import JobSpec
+from orchestrator.terminal import event_text
 from strategies.contract import Batch, DenseSignal, Head, HiddenSignal, Outputs
 
 # --- gradients: paper 0 --------------------------------------------------------------------------
@@ -525,3 +527,11 @@ def test_a_report_shows_the_latest_numbers_and_escapes_names() -> None:
     assert "<dt>all, histogram</dt><dd>▃█  25.0%, 75.0%</dd>" in page
     assert "&lt;b&gt;layers.0" in page and "<b>layers" not in page
     assert "Diagnostics" not in render(history_of([]), {})
+
+
+def test_a_line_of_the_terminal_names_them_only() -> None:
+    found = {"omega": {"mean": 0.5}, "fidelity": {"bleu": 0.1}}
+    alone = event_text(Evaluated("a", 3, {"diagnostics": found}, {}))
+    assert alone == "a: step 3, diagnostics: omega, fidelity"
+    beside = event_text(Evaluated("a", 3, {"kl": 0.25, "diagnostics": found}, {}))
+    assert beside == "a: step 3, held out: kl 0.25; diagnostics: omega, fidelity"
