@@ -103,9 +103,9 @@ class Crew:
             threading.Thread(target=self._lane, args=(number,), name=f"lane-{number}", daemon=True)
             for number in range(self._lanes)
         ]
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             for thread in threads:
                 thread.join()
         except KeyboardInterrupt:
