@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import fsspec
 
-from orchestrator.errors import Interrupted, SpecError, StillhouseError
+from orchestrator.errors import CheckpointError, Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, Warned
 from orchestrator.spec import JobSpec
 
@@ -168,6 +168,8 @@ class Crew:
                 logger.warning("%s failed: %s", job.name, cause, exc_info=not ours)
                 self._at_work.pop(number, None)
                 held.close()  # a failure may leave workers in any state
+                if isinstance(error, CheckpointError):
+                    self._begun.pop(job.key, None)  # what it left cannot be gone on with
                 if isinstance(error, SpecError) or not attempts_left:
                     self._finish(number, job, cause)
                     return False
@@ -181,7 +183,7 @@ class Crew:
         raise AssertionError("the last attempt returns")
 
     def _attempt(self, number: int, job: PlannedJob, held: ExitStack) -> None:
-        """One run of a job, from its newest checkpoint where an earlier life left one."""
+        """One run of a job, from its newest checkpoint where an earlier attempt left one."""
         chain = self._plan.chain(job.key)
         specs = [each.spec for each in chain]
         began = time.monotonic()
@@ -189,10 +191,11 @@ class Crew:
         if driver is None:
             driver = held.enter_context(self._drivers.open(specs, self._tell))
             self._at_work[number] = driver
-        begun = self._begun.pop(job.key, None)
+        begun = self._begun.get(job.key)
         resume = begun is not None and self._drivers.can_resume(job.spec, begun.run_id)
         run_id = begun.run_id if begun and resume else self._drivers.new_run_id(job.name)
-        self._write(Entry("started", job.key, job.name, run_id))
+        self._begun[job.key] = Entry("started", job.key, job.name, run_id)
+        self._write(self._begun[job.key])
         self._report()
         run_ids = [*(self._run_ids[each.key] for each in chain[:-1]), run_id]
         summary = driver.run(specs, run_ids, resume=resume)

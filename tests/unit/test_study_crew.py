@@ -9,7 +9,13 @@ import pytest
 import studies
 from fake_drivers import Stage
 
-from orchestrator.errors import NonFiniteLoss, SpecError, StillhouseError
+from orchestrator.errors import (
+    CheckpointError,
+    NonFiniteLoss,
+    SpecError,
+    StillhouseError,
+    WorkerLost,
+)
 from orchestrator.events import Warned
 from orchestrator.study.crew import Crew, still_there
 from orchestrator.study.journal import Entry, Journal, Told
@@ -91,6 +97,31 @@ def test_a_job_that_fails_once_is_tried_again_with_a_fresh_driver(
     assert crew.causes == {} and stage.opened == 2
     assert stage.run_ids[TAUGHT][0] == f"{TEACHER}.1"
     assert any(isinstance(event, Warned) and "trying once more" in event.text for event in heard)
+
+
+@pytest.mark.parametrize(
+    ("error", "run_ids"),
+    [
+        (WorkerLost(TEACHER, "7"), [f"{TEACHER}.0", f"{TEACHER}.0"]),
+        (CheckpointError("torn"), [f"{TEACHER}.0", f"{TEACHER}.1"]),
+    ],
+)
+def test_a_second_try_goes_on_from_a_checkpoint_that_is_whole(
+    plan: StudyPlan, stage: Stage, journal: Journal, error: Exception, run_ids: list[str]
+) -> None:
+    tried: list[str] = []
+
+    def fail_once(name: str) -> None:
+        if name == TEACHER:
+            tried.append(stage.run_ids[name][-1])
+            stage.checkpoints.add(f"{TEACHER}.0")
+            if len(tried) == 1:
+                raise error
+
+    stage.act = fail_once
+    crew, _ = _crew(plan, stage, journal, lanes=1)
+    crew.work()
+    assert tried == run_ids and crew.causes == {}
 
 
 @pytest.mark.parametrize(
