@@ -102,7 +102,7 @@ def alone(root: Path) -> Iterator[dict[str, Any]]:
         spec = digits.job(
             name="digits",
             data=digits.data(400),
-            roles={"teacher": {**digits.student(seed=1), "resources": {"cpus": 0.25}}},
+            roles={"teacher": {**digits.student(depth=1), "resources": {"cpus": 0.25}}},
             objective={"terms": [{"kind": "forward_kl"}]},
             evaluation={"before": False, "rows": 64, "diagnostics": CLASSIFIERS},
             storage=str(root / "digits"),
@@ -151,7 +151,7 @@ def test_what_is_due_in_between_is_told_in_between(alone: dict[str, Any]) -> Non
 
 def test_the_report_shows_them(alone: dict[str, Any]) -> None:
     page = (alone["all"]["folder"] / "report.html").read_text()
-    for name in ("gradient_noise", "omega", "precision_recall", "trace_mixture", "bleu"):
+    for name in ("gradient_noise", "omega", "precision_recall", "trace mixture", "bleu"):
         assert name in page
 
 
