@@ -31,9 +31,9 @@ from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from strategies.parts import Part
 from strategies.contract import Head, HiddenSignal
 from strategies.linear import vocabulary_loss
+from strategies.parts import Part
 
 OBJECTIVES = {"forward_kl": 0.0, "jensen_shannon": 0.5}
 """By name, the beta that TRL and Liger call it by."""
