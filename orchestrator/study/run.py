@@ -6,11 +6,12 @@ is found before anything starts. Heavy imports wait until then.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, SpecError
+from orchestrator.evaluation.measure import Evaluation
 from orchestrator.events import Event, JobEnded, Warned
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 REMOTE = Path.home() / ".cache/stillhouse/runs"
 """Folder of what a study with a remote storage keeps on this machine."""
+
+USUAL = frozenset(paths_of(Evaluation(0, *[0.0] * (len(fields(Evaluation)) - 1)).to_dict()))
+"""Paths of what every evaluation may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +178,8 @@ def _warning_of_absent_metrics(study: StudySpec, plan: StudyPlan, on_event: OnEv
             return
         for metric in study.metrics:
             measured = study.job_named(metric.job) == templates[event.job]
+            if metric.path in USUAL and metric.source == "evaluation":
+                continue  # a job that is compared with no role has none of the role's
             if measured and metric.label not in said and value_of(event.summary, metric) is None:
                 said.add(metric.label)
                 whole = metric.source == "summary"

@@ -64,11 +64,12 @@ def _best(study: StudySpec, metric: MetricSpec, rows: Sequence[Row]) -> list[Row
             others = tuple(pair for pair in row.setting if pair[0] != study.compare.axis)
             groups.setdefault(others, []).append(row)
     sign = 1 if metric.better == "higher" else -1
-    return [
-        max(group, key=lambda row: sign * row.means[metric.label].mean)
-        for group in groups.values()
-        if len(group) > 1
-    ]
+    best = []
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda row: -sign * row.means[metric.label].mean)
+        if others and others[0].means[metric.label].mean != first.means[metric.label].mean:
+            best.append(first)
+    return best
 
 
 def _differences(study: StudySpec, results: Results) -> Grid:

@@ -23,6 +23,8 @@ class Stage:
     resumed: list[str] = field(default_factory=list)  # run ids
     run_ids: dict[str, list[str]] = field(default_factory=dict)  # of the list, by name
     opened: int = 0
+    open_now: int = 0
+    open_most: int = 0  # at a time
     checkpoints: set[str] = field(default_factory=set)  # run ids that can be resumed
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -39,8 +41,13 @@ class Stage:
 
     @contextmanager
     def _opened(self, jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["FakeDriver"]:
-        self.opened += 1
+        with self.lock:
+            self.opened += 1
+            self.open_now += 1
+            self.open_most = max(self.open_most, self.open_now)
         yield FakeDriver(self)
+        with self.lock:
+            self.open_now -= 1
 
 
 @dataclass
