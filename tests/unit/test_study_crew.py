@@ -183,6 +183,15 @@ def test_ctrl_c_stops_what_runs_and_begins_nothing_more(
     assert any(isinstance(event, Warned) and "stopping" in event.text for event in heard)
 
 
+def test_a_job_that_somebody_else_stops_ends_the_study(
+    plan: StudyPlan, stage: Stage, journal: Journal
+) -> None:
+    stage.stop.set()
+    crew, _ = _crew(plan, stage, journal, lanes=1)
+    assert crew.work() is True
+    assert len(stage.played) == 1 and not Told.by(journal.entries).failed
+
+
 def test_a_second_life_keeps_what_is_done_and_resumes_what_was_begun(
     plan: StudyPlan, stage: Stage, journal: Journal, tmp_path: Path
 ) -> None:
