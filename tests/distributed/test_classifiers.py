@@ -12,6 +12,7 @@ import tiny
 import torch
 from sklearn.datasets import load_digits
 
+from orchestrator.errors import SpecError
 from orchestrator.events import Event, StepDone
 from orchestrator.models.forward import classify
 from orchestrator.models.load import load_model
@@ -108,24 +109,7 @@ def test_the_export_of_an_imported_module_is_the_student_that_was_measured(house
     assert right.mean() > 0.95
 
 
-def test_two_ranks_and_another_cut_learn_the_same(house: House) -> None:
-    training = digits.raw_job()["training"]
-    house.play(
-        house.student_job(
-            "whole",
-            training={**training, "epochs": None, "steps": 12, "checkpoint": {"every_steps": 12}},
-        )
-    )
-    whole = house.losses("forward_kl")
-    cut = {**training, "epochs": None, "steps": 12, "workers": 2, "micro_batch": 8}
-    cut |= {"checkpoint": {"every_steps": 12}, "zero": 2}
-    house.play(house.student_job("cut", training=cut))
-    assert house.losses("forward_kl") == pytest.approx(whole, rel=1e-5)
-
-
 def test_a_student_with_fewer_classes_than_the_data_is_refused(house: House) -> None:
-    from orchestrator.errors import SpecError
-
     with pytest.raises(SpecError, match="has 9 classes, and the data have 10"):
         house.play(house.job("few", student=digits.student(classes=9)))
 
@@ -161,3 +145,18 @@ def test_a_text_classifier_learns_from_a_teacher_of_another_family(house: House)
     assert summary["evaluation"]["teacher"]["accuracy"] > 0.9
     assert summary["evaluation"]["student"]["accuracy"] > 0.9
     assert summary["generated"] is None
+
+
+def test_two_ranks_and_another_cut_learn_the_same(house: House) -> None:
+    training = digits.raw_job()["training"]
+    house.play(
+        house.student_job(
+            "whole",
+            training={**training, "epochs": None, "steps": 12, "checkpoint": {"every_steps": 12}},
+        )
+    )
+    whole = house.losses("forward_kl")
+    cut = {**training, "epochs": None, "steps": 12, "workers": 2, "micro_batch": 8}
+    cut |= {"checkpoint": {"every_steps": 12}, "zero": 2}
+    house.play(house.student_job("cut", training=cut))
+    assert house.losses("forward_kl") == pytest.approx(whole, rel=1e-5)
