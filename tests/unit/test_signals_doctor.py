@@ -442,7 +442,7 @@ def test_draws_that_favour_some_entries_are_found_on_average(
     even = sampled.uniforms
 
     def low(seed: int, samples: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        return even(seed, samples, positions) * 0.5
+        return even(seed, samples, positions) * 0.1
 
     monkeypatch.setattr(sampled, "uniforms", low)
     faults = house.faults(house.job({"kind": "sampled"}, {"kind": "forward_kl"}))

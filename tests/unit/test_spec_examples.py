@@ -7,14 +7,17 @@ import pytest
 import yaml
 
 from orchestrator.spec import load_jobs
+from orchestrator.study.load import load_study
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "docs/examples").rglob("*.yaml"))
+EXAMPLES = sorted((ROOT / "docs/examples").glob("*.yaml"))
+STUDIES = sorted((ROOT / "docs/examples/studies").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "clusters").rglob("*.yaml"))
 
 
 def test_there_are_examples_and_clusters() -> None:
     assert EXAMPLES
+    assert STUDIES
     assert CLUSTERS
 
 
@@ -23,19 +26,24 @@ def test_every_example_is_a_job_file(path: Path) -> None:
     assert load_jobs(path)
 
 
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
+def test_every_example_of_a_study_is_a_study_file(path: Path) -> None:
+    assert load_study(path)
+
+
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.name)
 def test_every_cluster_file_is_yaml_with_a_cluster_name(path: Path) -> None:
     assert yaml.safe_load(path.read_text(encoding="utf-8"))["cluster_name"]
 
 
 def job_blocks() -> list[tuple[str, str]]:
-    """(where, text) of each YAML block of the pages that is a whole job file."""
+    """(where, text) of each YAML block of the pages that is a whole job file, abridged nowhere."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [
         (f"{page.name}-{index}", block)
         for page in pages
         for index, block in enumerate(re.findall(r"```yaml\n(.*?)```", page.read_text(), re.S))
-        if block.startswith(("name:", "jobs:"))
+        if block.startswith(("name:", "jobs:")) and "..." not in block
     ]
 
 
