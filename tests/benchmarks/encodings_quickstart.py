@@ -48,6 +48,7 @@ def job(name: str, encoding: dict[str, Any], seed: int, folder: Path) -> JobSpec
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--encodings", nargs="+", choices=list(ENCODINGS), default=list(ENCODINGS))
     options = parser.parse_args()
     before = machine()
     summaries: dict[str, dict[str, Any]] = {}
@@ -60,8 +61,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as name:
         jobs = [
-            job(encoding, spec, seed, Path(name))
-            for encoding, spec in ENCODINGS.items()
+            job(encoding, ENCODINGS[encoding], seed, Path(name))
+            for encoding in options.encodings
             for seed in range(options.seeds)
         ]
         run(jobs, listen)
@@ -70,7 +71,7 @@ def main() -> None:
     print(f"before: {before}\nafter: {machine()}\n")
     print("| encoding | bytes a position | at V = 151,936 | held-out loss | sd | seeds |")
     print("|---|---|---|---|---|---|")
-    for index, encoding in enumerate(ENCODINGS):
+    for index, encoding in enumerate(options.encodings):
         mine = jobs[index * options.seeds : (index + 1) * options.seeds]
         losses = [summaries[spec.name]["evaluation"]["student"]["loss"] for spec in mine]
         ask = ask_of(mine[0].roles["teacher"].encoding)
