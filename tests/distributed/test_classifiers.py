@@ -87,7 +87,8 @@ def test_a_student_of_labels_and_teacher_reads_digits(house: House) -> None:
     assert evaluation["positions"] == 367
     counts = summary["cache"]
     assert counts["misses"] == 1430 + 367  # each sample once, in the first epoch and held out
-    assert counts["hits"] == 2 * 1430
+    # An epoch may begin while the last answers of the one before are on their way.
+    assert counts["hits"] + counts["shared"] == 2 * 1430
     assert summary["tokens"] == 3 * 1430  # samples, of which each epoch has all once
 
     losses = house.losses("forward_kl")
