@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -511,5 +512,13 @@ def _local_copy(uri: str) -> str:
     fs, root = fsspec.core.url_to_fs(uri)
     target = CACHE / "exports" / root.strip("/").replace("/", "-")
     if not target.exists():
-        fs.get(f"{root}/", str(target), recursive=True)
+        # Beside it first: a copy that is cut off, or made twice at once, is never taken for whole.
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as name:
+            fs.get(f"{root}/", f"{name}/copy", recursive=True)
+            try:
+                Path(name, "copy").rename(target)
+            except OSError:
+                if not target.exists():
+                    raise
     return str(target)

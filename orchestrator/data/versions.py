@@ -20,7 +20,7 @@ from .read import Document
 from .sources import source_files
 from .tokenizer import TextTokenizer
 
-LAYOUT = "2"
+LAYOUT = "3"
 """Raised whenever the same input would give other samples or other files."""
 _TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -36,6 +36,7 @@ class Digest:
             "long_documents": spec.long_documents,
             "held_out": spec.held_out,
             "corrupt": spec.corrupt.model_dump(),
+            "classes": getattr(spec.formats[0], "classes", None),
             "tokenizer": None if tokenizer is None else tokenizer.identity,
             "chat": asdict(required_chat(tokenizer)) if tokenizer is not None and chat else None,
         }

@@ -61,7 +61,8 @@ class Shelf:
         """Parts that nobody has written."""
         if self.complete:
             return []
-        return [part for part in self._parts() if not self._file(part.number).is_file()]
+        open_parts = [part for part in self._parts() if not self._file(part.number).is_file()]
+        return [] if self.complete else open_parts  # another session may have bound them meanwhile
 
     def put(self, part: Part, texts: Sequence[Text]) -> None:
         """Keep a part.
@@ -79,7 +80,13 @@ class Shelf:
         """Make one file of all parts; the file."""
         if not self.complete:
             parts = [self._file(part.number) for part in self._parts()]
-            self._publish(self.texts, b"".join(file.read_bytes() for file in parts))
+            try:
+                whole = b"".join(file.read_bytes() for file in parts)
+            except FileNotFoundError:
+                if self.complete:
+                    return self.texts  # another session has bound them meanwhile
+                raise
+            self._publish(self.texts, whole)
             for file in parts:
                 file.unlink(missing_ok=True)  # another session may bind, too
         return self.texts

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
+from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
 from .diagnostics import DiagnosticSpec
@@ -404,6 +405,13 @@ class JobSpec(Spec):
                     "label: null",
                     "Name the label's field in data.sources.*.format, or remove the term",
                 )
+        select = self.objective.select
+        if select is not None and select.measure in OF_LABELS and not self.data.has_labels:
+            raise refusal(
+                "objective.select.measure",
+                f"is {select.measure}, which reads labels, and the data's format has label: null",
+                "Choose another measure",
+            )
         return self
 
     @model_validator(mode="after")
@@ -516,7 +524,13 @@ class JobSpec(Spec):
                 "Give training.steps in its place"
                 + (", or set data.packing to false" if condense else ""),
             )
-        if condense and between.mix is not None and self.data.task == "causal_lm":
+        if condense and between.mix is not None and isinstance(self.pool, NoPool):
+            raise refusal(
+                "objective.between_epochs.mix",
+                f"is {between.mix:g}: nobody has labelled a blend, and pool is none",
+                "Remove it, or give a pool",
+            )
+        if condense and between.mix is not None and self.data.reads_text:
             raise refusal(
                 "objective.between_epochs.mix",
                 f"is {between.mix:g}, and texts cannot be blended",

@@ -5,6 +5,8 @@ the same decision.
 """
 
 import base64
+import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,13 +22,19 @@ from strategies.measuring import measure
 from strategies.samples import Book, Change, Epoch, hook_of, size_after
 from strategies.specs.samples import CondenseSpec, HookSpec
 
+from .collective import gathered
+
 ENTROPY = ("student_entropy", None)
 
 
 class Changing:
     """The members of each epoch of one job. Collective where it says so."""
 
-    def __init__(self, spec: CondenseSpec | HookSpec, store: SampleStore) -> None:
+    def __init__(
+        self, spec: CondenseSpec | HookSpec, store: SampleStore, *, blendable: bool
+    ) -> None:
+        """`blendable`: samples are numbers, and somebody can answer about new ones."""
+        self._blendable = blendable
         self._spec, self._store, self._hook = spec, store, hook_of(spec)
         sizes = partial(size_after, spec, len(store)) if isinstance(spec, CondenseSpec) else None
         self.membership = Membership(len(store), sizes, stable=spec.every)
@@ -63,11 +71,25 @@ class Changing:
         members = self.membership.members(epochs - 1)
         view = Epoch(epochs, members, len(self._store), book, self._store.id)
         change = self._hook(view)
+        change = replace(change, members=np.asarray(change.members, np.int64))
         self._check(change)
+        self._agree(change, device)
         self._apply(epochs, change.members)
         self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
         self._book = Book.of(len(self._store))
         return True
+
+    def _agree(self, change: Change, device: torch.device) -> None:
+        """Every rank has come to the same decision, or every rank refuses. Collective."""
+        blends = sorted((mine, b.other, b.share) for mine, b in change.blends.items())
+        said = hashlib.sha256(change.members.tobytes() + repr(blends).encode()).digest()
+        mine = torch.frombuffer(bytearray(said), dtype=torch.uint8)[None].to(device)
+        if (gathered(mine) != mine).any():
+            raise SpecError(
+                "objective.between_epochs",
+                "came to another decision on each rank",
+                "Let the hook depend on what it is given alone, and on no randomness of its own",
+            )
 
     def _apply(self, epochs: int, members: np.ndarray) -> None:
         self._history.append((epochs, members))
@@ -82,6 +104,12 @@ class Changing:
                 f"left {len(members)} samples, which must be at least one, rising, and among the "
                 f"{len(self._store)} of the data",
                 "Correct what the hook returns",
+            )
+        if change.blends and not self._blendable:
+            raise SpecError(
+                "objective.between_epochs",
+                "blends samples, which only features with a pool allow",
+                "Return no blends",
             )
         others = [blend.other for blend in change.blends.values()]
         if any(not 0 <= other < len(self._store) for other in others):

@@ -19,6 +19,7 @@ from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.load import Loaded
 from strategies.objective import build_objective
 from strategies.progress import Progress
+from strategies.specs import CondenseSpec, HookSpec
 
 from .asked import Asker
 from .checkpoint import Checkpoints
@@ -82,6 +83,12 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
             questions.source.close()
 
 
+def _changing(between: CondenseSpec | HookSpec, job: StudentJob, data: TokenData) -> Changing:
+    """Data that change between epochs."""
+    blendable = not job.spec.data.reads_text and job.pool is not None
+    return Changing(between, data.train, blendable=blendable)
+
+
 class Run:
     """State of one job on one rank, from the first step to the export."""
 
@@ -101,7 +108,7 @@ class Run:
         self.reporter, self.data, self.loaded, self.clock = reporter, data, loaded, clock
         self.questions = questions
         between = spec.objective.between_epochs
-        self.changing = None if between is None else Changing(between, data.train)
+        self.changing = None if between is None else _changing(between, job, data)
         self.order = Order(
             data.train,
             spec.data.row_tokens,

@@ -157,7 +157,8 @@ def _raw_jobs(study: StudySpec, arms: Arms, seed: int) -> list[dict[str, Any]]:
 
 
 def _without_idle_roles(spec: JobSpec) -> JobSpec:
-    used = {name: role for name, role in spec.roles.items() if name in spec.used_roles}
+    wanted = (*spec.used_roles, *spec.data.writers)
+    used = {name: role for name, role in spec.roles.items() if name in wanted}
     return spec if len(used) == len(spec.roles) else spec.model_copy(update={"roles": used})
 
 

@@ -1,12 +1,12 @@
 """Terms: what may be learned from labels and roles. Pydantic only."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from .base import Spec
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
-from .schedules import Number, within
+from .schedules import Number, extremes, within
 from .targets import TargetSpec
 
 DENSE = ("full", "hidden")
@@ -120,6 +120,16 @@ class DivergenceSpec(RoleTerm):
     """Softens both sides."""
     temperature_by: TemperatureBySpec | None = None
     """Makes the temperature each position's own."""
+
+    @model_validator(mode="after")
+    def _floor_is_below(self) -> Self:
+        by, least = self.temperature_by, extremes(self.temperature)[0]
+        if by is not None and by.floor > least:
+            raise ValueError(
+                f"temperature_by.floor is {by.floor:g}, above temperature ({least:g}), which would "
+                "never hold; lower the floor, or raise temperature"
+            )
+        return self
 
     @property
     def needs_labels(self) -> bool:
