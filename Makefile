@@ -9,13 +9,14 @@ DOCS_STAMP := $(VENV)/.stillhouse-docs
 TRL_STAMP := build/trl/.stillhouse
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 
-.PHONY: help quickstart test check lint format chaos nodes bench bench-trl studies docs clean
+.PHONY: help quickstart test check lint format slow chaos nodes bench bench-trl studies docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart   distil a small language model, end to end (about 5 minutes)"
 	@echo "make test         unit, property and distributed tests"
 	@echo "make check        ruff, pyright, import-linter, unit and property tests"
+	@echo "make slow         the long ones of the tests with real processes"
 	@echo "make chaos        jobs under process kills"
 	@echo "make nodes        jobs over two Ray nodes in network namespaces (root, iproute2)"
 	@echo "make bench        measurements of docs/benchmarks.md; bench-trl: against TRL"
@@ -57,6 +58,9 @@ format: $(STAMP)
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest tests/chaos
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not netns" tests/distributed
 
 nodes: $(STAMP)
 	$(BIN)/python -m pytest tests/distributed/test_two_nodes.py

@@ -148,6 +148,7 @@ def test_a_text_classifier_learns_from_a_teacher_of_another_family(house: House)
     assert summary["generated"] is None
 
 
+@pytest.mark.slow
 def test_two_ranks_and_another_cut_learn_the_same(house: House) -> None:
     training = digits.raw_job()["training"]
     house.play(

@@ -89,6 +89,7 @@ def hired(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("session")
 def test_killed_writers_and_killed_runs_leave_the_same_texts(
     teacher: Path, tmp_path: Path, hired: list[Any]

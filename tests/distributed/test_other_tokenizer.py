@@ -68,6 +68,7 @@ class Told:
             self.warnings.append(event.text)
 
 
+@pytest.mark.slow
 def test_jobs_with_another_tokenizer(root: Path):
     told = Told()
 
