@@ -6,7 +6,7 @@ What the logits of q feel is then pull - q * sum(pull), which `comparison` compu
 terms together.
 
     forward KL      sum p (log p - log q)                         pull  -p
-    reverse KL      sum q (log q - log p)                         pull  q (log q - log p) + q
+    reverse KL      sum q (log q - log p)                         pull  q (log q - log p - KL)
     JSD             b KL(p || m) + (1 - b) KL(q || m)             pull  (1 - b) q (log q - log m)
     skewed forward  KL(p || m), m = s p + (1 - s) q               pull  -(1 - s) q p / m
     skewed reverse  KL(q || m), m = (1 - s) p + s q               pull  q (log q - log m - s q / m)
@@ -57,9 +57,12 @@ def forward_kl(pair: Pair, wanted: bool) -> Answer:
 
 
 def reverse_kl(pair: Pair, wanted: bool) -> Answer:
-    """KL(q || p)."""
+    """KL(q || p). Its pull has mean 0, so that beside other terms nothing large cancels."""
     pull = -pair.q * pair.ratio
-    return pull.sum(1), pull if wanted else None
+    value = pull.sum(1)
+    if not wanted:
+        return value, None
+    return value, pull.addcmul_(pair.q, value.unsqueeze(1), value=-1.0)
 
 
 def jensen_shannon(pair: Pair, beta: float, wanted: bool) -> Answer:

@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from loss_oracle import oracle, sampled_signal, topk_signal
 from torch import Tensor
 
@@ -215,6 +215,20 @@ def test_equal_models_read_zero(case: dict, numbers: dict) -> None:
         assert gradient.abs().max() <= 1e-5
 
 
+@example(
+    {
+        "seed": 0,
+        "count": 1,
+        "width": 9,
+        "wider": 0,
+        "form": "hidden",
+        "temperature": 0.5,
+        "weights": True,
+        "scale": 1.0,
+    },
+    {"kind": "adaptive_kl", "head_mass": 0.2},
+    1e4,
+)
 @quick
 @given(CASES, NUMBERS, st.sampled_from([1e4, -1e4]))
 def test_extreme_logits_give_finite_values_and_gradients(
