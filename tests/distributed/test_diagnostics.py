@@ -13,7 +13,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STEPS = 4
 ALL: list[dict[str, Any]] = [
@@ -155,13 +155,11 @@ def test_the_report_shows_them(alone: dict[str, Any]) -> None:
         assert name in page
 
 
-@pytest.mark.slow
 def test_a_student_is_left_as_it_was(alone: dict[str, Any], beside: dict[str, Any]) -> None:
     assert alone["all"]["weights_sha256"] == alone["none"]["weights_sha256"]
     assert beside["zero 2"]["weights_sha256"] == beside["zero 2, none"]["weights_sha256"]
 
 
-@pytest.mark.slow
 def test_two_ranks_find_what_one_finds(alone: dict[str, Any], beside: dict[str, Any]) -> None:
     from orchestrator.evaluation.diagnostics.report import metrics
 
@@ -172,14 +170,12 @@ def test_two_ranks_find_what_one_finds(alone: dict[str, Any], beside: dict[str, 
         assert two[name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
 
 
-@pytest.mark.slow
 def test_gradients_are_the_same_at_stage_2_as_at_stage_0(beside: dict[str, Any]) -> None:
     zero, two = (beside[name]["evaluation"]["diagnostics"] for name in ("all", "zero 2"))
     for kind in ("gradient_noise", "gradient_norm_by_layer"):
         assert two[kind] == pytest.approx(zero[kind], rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_texts_and_positions_are_measured_at_stage_3(beside: dict[str, Any]) -> None:
     three = beside["zero 3"]["evaluation"]["diagnostics"]
     for kind, found in beside["all"]["evaluation"]["diagnostics"].items():

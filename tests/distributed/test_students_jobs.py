@@ -298,6 +298,7 @@ def test_stopping_and_going_on_changes_no_bit(stage: Stage, zero: int) -> None:
     assert rest.losses == {step: whole.losses[step] for step in rest.losses}
 
 
+@pytest.mark.slow  # it waits for a minute that the server may come
 def test_a_tracking_server_that_does_not_answer_costs_a_warning_and_no_metric(
     stage: Stage, plain: Played
 ) -> None:

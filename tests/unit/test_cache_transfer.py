@@ -11,7 +11,7 @@ from cache_tools import LARGE, card, fetched, flip, record, same, segments
 from orchestrator.cli import exit_code
 from orchestrator.cli_cache import parsed_size, size
 from orchestrator.errors import SpecError
-from orchestrator.signals.cache.inspection import summary
+from orchestrator.signals.cache.inspection import summary, verify
 from orchestrator.signals.cache.records import CacheRecord
 from orchestrator.signals.cache.roles import read_role, role_file
 from orchestrator.signals.cache.store import Store
@@ -78,6 +78,16 @@ def test_export_and_looking_work_beside_a_running_writer(full: Path, tmp_path: P
         assert run("prune", "--all", "--path", full) == 1  # the writer is somebody else
         assert run("import", tmp_path / "copy", "--path", full) == 1
         assert all_there(store)
+
+
+def test_what_is_still_being_written_is_nobodys_business(full: Path, tmp_path: Path) -> None:
+    before = summary(full)
+    for part in ("segments", "roles"):
+        (full / part / ".writing-half.arrow").write_bytes(b"ARROW1")
+    assert summary(full) == before
+    assert [found for _, found in verify(full) if found] == []
+    export_to(full, str(tmp_path / "copy"))
+    assert not list((tmp_path / "copy").rglob(".writing-*"))
 
 
 def test_a_segment_that_vanishes_during_an_export_is_passed_over(

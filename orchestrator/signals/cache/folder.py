@@ -96,6 +96,12 @@ def check(path: Path) -> None:
         )
 
 
+def published(folder: Path) -> list[Path]:
+    """The Arrow files of a folder in order, without those that somebody is still writing."""
+    files = folder.glob("*.arrow")
+    return sorted(file for file in files if not file.name.startswith(TEMPORARY))
+
+
 def segment_sizes(path: Path) -> dict[str, int]:
     """Bytes of each published segment by name, oldest first."""
     sizes: dict[str, int] = {}

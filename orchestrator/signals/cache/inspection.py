@@ -77,7 +77,7 @@ def summary(path: Path) -> Summary:
             for key, fingerprint, ask, bitmap in zip(*columns, strict=True):
                 held = counts.setdefault((fingerprint, ask), {})
                 held[key] = int.from_bytes(bitmap, "little").bit_count()
-    cards = [file.stat().st_size for file in (path / folder.ROLES).glob("*.arrow")]
+    cards = [file.stat().st_size for file in folder.published(path / folder.ROLES)]
     return Summary(
         path=str(path),
         segments=len(sizes),
@@ -108,7 +108,7 @@ def verify(path: Path) -> Iterator[tuple[str, list[Damage]]]:
         if scan.unreadable is not None:
             damage.append(Damage(name, f"unreadable: {scan.unreadable}"))
         yield name, damage
-    for file in sorted((path / folder.ROLES).glob("*.arrow")):
+    for file in folder.published(path / folder.ROLES):
         try:
             load_card(file)
         except FileNotFoundError:

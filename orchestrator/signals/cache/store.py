@@ -264,7 +264,7 @@ class Store:
         """Remove every segment and every role card."""
         with self._writing:
             self.prune_to(-1)  # what is empty takes no room, and goes too
-            for file in (self.path / folder.ROLES).glob("*.arrow"):
+            for file in folder.published(self.path / folder.ROLES):
                 file.unlink()
 
     def prune_role(self, fingerprint: str) -> int:

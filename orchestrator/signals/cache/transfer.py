@@ -61,7 +61,7 @@ def export_to(path: str | Path, uri: str) -> Exported:
         for part in (folder.SEGMENTS, folder.ROLES):
             files.makedirs(f"{root}/{part}", exist_ok=True)
             sizes = _sizes(files, f"{root}/{part}")
-            for file in sorted((source / part).glob("*.arrow")):
+            for file in folder.published(source / part):
                 try:
                     size = file.stat().st_size
                     if sizes.get(file.name) == size:
