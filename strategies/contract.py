@@ -148,14 +148,6 @@ class Ask:
     kind: Literal["logits"] = "logits"
 
 
-@dataclass(frozen=True, slots=True)
-class LossTerm:
-    """A sum, and the count to divide it by once both are summed over all ranks."""
-
-    total: Tensor  # scalar, float32
-    weight: Tensor  # scalar, float32
-
-
 class Term(Protocol):
     """One loss of an objective."""
 

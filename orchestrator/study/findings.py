@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .numbers import Mean, Point, Results, differences_of, mean_of
+from .numbers import Mean, Point, Results, by_seed, differences_of, mean_of, values_of
 from .spec import AssertionSpec, StudySpec
 
 
@@ -35,11 +35,15 @@ def _values(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point])
     if assertion.minus is not None:
         return differences_of(points, axis, assertion.arm, assertion.minus, metric, at)
     wanted = {(axis, assertion.arm), *at}
-    here = [p.values for p in points if wanted.issubset(p.setting) and metric in p.values]
+    here = [p for p in points if wanted.issubset(p.setting) and metric in p.values]
     less = assertion.minus_metric
     if less is None:
-        return [values[metric] for values in here]
-    return [values[metric] - values[less] for values in here if less in values]
+        return values_of(here, metric)
+    return by_seed(
+        (p.seed, (p.measured[metric], p.measured[less]), p.values[metric] - p.values[less])
+        for p in here
+        if less in p.values
+    )
 
 
 def _within(assertion: AssertionSpec, value: float) -> bool:

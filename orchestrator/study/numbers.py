@@ -1,11 +1,13 @@
 """Summaries of jobs -> means, standard errors and paired tests. Pure; scipy when a test is made.
 
-Promises: nothing is imputed; a number that is not there is left out and n says so. A statistic
-that is not defined (one seed, no spread at all) is None, never 0 or 1.
+Promises: nothing is imputed; a number that is not there is left out and n says so. A job that
+several cells share is one measurement: it counts once in a mean, never against itself, and
+differences over several settings are averaged within a seed, so that n is that of seeds. A
+statistic that is not defined (one seed, no spread at all) is None, never 0 or 1.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -25,6 +27,7 @@ class Point:
     seed: int
     values: Mapping[str, float]  # by metric; one that is not there was not measured
     missing: tuple[str, ...]  # keys of jobs that are not done
+    measured: Mapping[str, str]  # by metric: key of the job it was measured on
 
     def arm(self, axis: str) -> str:
         """Its arm of an axis."""
@@ -160,7 +163,10 @@ def mean_of(values: Sequence[float]) -> Mean:
 def differences_of(
     points: Sequence[Point], axis: str, arm: str, minus: str, metric: str, at: Setting | None
 ) -> list[float]:
-    """An arm less another, over cells that are alike in seed and all other axes.
+    """An arm less another, over cells that are alike in seed and all other axes; one a seed.
+
+    Of a seed with several pairs it is their mean. Pairs of the same two jobs count once, and a job
+    is not compared with itself.
 
     Args:
         points: all.
@@ -172,17 +178,44 @@ def differences_of(
     """
     wanted = set(at or ())
 
-    def of(chosen: str) -> dict[tuple[Setting, int], float]:
+    def of(chosen: str) -> dict[tuple[Setting, int], Point]:
         return {
-            (point.without(axis), point.seed): point.values[metric]
+            (point.without(axis), point.seed): point
             for point in points
             if point.arm(axis) == chosen
             and metric in point.values
             and wanted.issubset(point.setting)
         }
 
-    ours, theirs = of(arm), of(minus)
-    return [value - theirs[place] for place, value in ours.items() if place in theirs]
+    theirs = of(minus)
+    found: list[Found] = []
+    for place, one in of(arm).items():
+        other = theirs.get(place)
+        if other is not None and other.measured[metric] != one.measured[metric]:
+            jobs = one.measured[metric], other.measured[metric]
+            found.append((one.seed, jobs, one.values[metric] - other.values[metric]))
+    return by_seed(found)
+
+
+Found = tuple[int, tuple[str, ...], float]
+"""A seed, the jobs that a number comes from, and the number."""
+
+
+def by_seed(found: Iterable[Found]) -> list[float]:
+    """One number a seed, the mean of what it has; what comes from the same jobs counts once."""
+    distinct: dict[tuple[str, ...], tuple[int, float]] = {}
+    for seed, jobs, value in found:
+        distinct.setdefault(jobs, (seed, value))
+    seeds: dict[int, list[float]] = {}
+    for seed, value in distinct.values():
+        seeds.setdefault(seed, []).append(value)
+    return [fmean(values) for values in seeds.values()]
+
+
+def values_of(points: Iterable[Point], metric: str) -> list[float]:
+    """A metric over some points, one number a seed."""
+    there = [point for point in points if metric in point.values]
+    return by_seed((p.seed, (p.measured[metric],), p.values[metric]) for p in there)
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -201,11 +234,14 @@ def _spread(values: Sequence[float]) -> bool:
 
 
 def _variance(points: Sequence[Point], axis: str, metric: str, at: Setting) -> Variance | None:
-    groups: dict[str, list[float]] = {}
+    arms: dict[str, dict[str, float]] = {}  # by arm and job: what is measured once counts once
     for point in points:
         if point.without(axis) == at and metric in point.values:
-            groups.setdefault(point.arm(axis), []).append(point.values[metric])
-    whole = [values for values in groups.values() if len(values) > 1]
+            arms.setdefault(point.arm(axis), {})[point.measured[metric]] = point.values[metric]
+    jobs = [job for group in arms.values() for job in group]
+    if len(set(jobs)) < len(jobs):
+        return None  # arms that share a measurement are not independent
+    whole = [list(group.values()) for group in arms.values() if len(group) > 1]
     if len(whole) < 3 or not any(map(_spread, whole)):
         return None  # of two groups the paired test says more
     from scipy import stats
@@ -220,13 +256,14 @@ def _points(
 ) -> Iterator[Point]:
     for cell in plan.cells:
         missing = tuple(key for key in cell.jobs.values() if key not in summaries)
-        values = {}
+        values, measured = {}, {}
         for metric in study.metrics:
-            summary = summaries.get(cell.jobs[study.job_named(metric.job)])
+            key = cell.jobs[study.job_named(metric.job)]
+            summary = summaries.get(key)
             value = None if summary is None else value_of(summary, metric)
             if value is not None:
-                values[metric.label] = value
-        yield Point(_setting(cell.arms), cell.seed, values, missing)
+                values[metric.label], measured[metric.label] = value, key
+        yield Point(_setting(cell.arms), cell.seed, values, missing, measured)
 
 
 def _setting(arms: Arms) -> Setting:
@@ -237,8 +274,5 @@ def _rows(points: Sequence[Point]) -> Iterator[Row]:
     for setting in dict.fromkeys(point.setting for point in points):
         here = [point for point in points if point.setting == setting]
         labels = dict.fromkeys(label for point in here for label in point.values)
-        means = {
-            label: mean_of([point.values[label] for point in here if label in point.values])
-            for label in labels
-        }
+        means = {label: mean_of(values_of(here, label)) for label in labels}
         yield Row(setting, len(here), sum(not point.missing for point in here), means)

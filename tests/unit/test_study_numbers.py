@@ -61,7 +61,35 @@ def test_differences_are_paired_by_seed_and_the_other_axes() -> None:
     assert here.arm == "kd" and here.difference.n == 2
     assert here.difference.mean == pytest.approx(0.09)
     assert here.difference.error == pytest.approx(0.01)
-    assert by_place[None].difference.n == 4
+    # Over both noises: two pairs a seed, whose mean is one number.
+    assert by_place[None].difference.n == 2
+
+
+def test_a_baseline_that_settings_share_is_one_measurement_a_seed() -> None:
+    """Arms that set the same are one job: three cells of a method and a seed are one number."""
+    vary = {"method": {"ce": {}, "kd": {"learner": {"objective.terms": studies.KD}}}}
+    spec = studies.study(vary={**vary, "width": {"one": {}, "same": {}, "wide": {}}})
+    results = _results(spec)
+    whole = next(found for found in results.differences if found.at is None)
+    assert whole.difference.n == 2 and whole.difference.mean == pytest.approx(0.09)
+    assert all(row.means["accuracy"].n == 2 for row in results.rows)
+
+
+def test_a_job_is_not_compared_with_itself() -> None:
+    spec = studies.study(vary={"method": {"ce": {}, "again": {}}})
+    plan = plan_study(spec)
+    values = {"ce": {0: 0.5, 1: 0.7}, "again": {0: 0.5, 1: 0.7}}
+    results = gather(spec, plan, studies.measured(spec, **values))
+    assert results.differences == () and results.variances == ()
+
+
+def test_a_job_without_a_seed_is_measured_once() -> None:
+    spec = studies.study(vary={"noise": {"0": {}}}, compare=None, seeded={"teacher": ["seed"]})
+    plan = plan_study(spec)
+    keys = {cell.jobs["learner"] for cell in plan.cells}
+    values = {key: {"evaluation": {"student": {"accuracy": 0.5}}} for key in keys}
+    (row,) = gather(spec, plan, values).rows
+    assert row.means["accuracy"] == Mean(len(keys), 0.5, None if len(keys) == 1 else 0.0)
 
 
 def test_a_cell_without_its_pair_is_left_out_and_counted() -> None:
