@@ -2,8 +2,8 @@
 
 `compare` takes logits and returns the gradient by them; it writes the value of every position,
 plain of weights and scales, into the pass's `values`. It keeps nothing of [b, V] alive, so that
-callers who pass few rows at a time have all of it in a fast cache. Its core, `compare_at`, is a
-pure function of tensors, which `fusion` may compile.
+callers who pass few rows at a time have all of it in a fast cache. Its core, `compare_at`, has
+another form for GPUs in `fused`.
 
 b rows, N positions of the whole pass, V the student's vocabulary, K kept entries, S draws,
 M = V or K + 1 outcomes.
@@ -44,7 +44,11 @@ class Comparison:
 
 
 def compare(
-    whole: Comparison, rows: slice, logits: Tensor, theirs: Mapping[str, Tensor]
+    whole: Comparison,
+    rows: slice,
+    logits: Tensor,
+    theirs: Mapping[str, Tensor],
+    out: Tensor | None = None,
 ) -> Tensor | None:
     """Write the values of `rows`; the gradient of the scaled sum by their logits, if wanted.
 
@@ -53,14 +57,17 @@ def compare(
         rows: which of the N positions these are.
         logits: [b, V], the student's; left as they are.
         theirs: by role, [b, V] logits of those with a dense reader; wider where ranks count.
+        out: [b, V], where the gradient may be written, in whatever dtype; `logits` may be it.
     """
     gradient: Tensor | None = None
-    for temperature, indices in _by_temperature(whole.parts):
+    groups = _by_temperature(whole.parts)
+    place = out if len(groups) == 1 else None
+    for temperature, indices in groups:
         column = _column(temperature, rows, logits.dtype)
         view = _view(whole, rows, logits, theirs, column)
         known: dict[str, Tensor] = {}
         asked = [_ask(whole, rows, view, theirs, known, whole.parts[i]) for i in indices]
-        values, here = whole.core(logits, column, asked)
+        values, here = whole.core(logits, column, asked, place)
         for index, value in zip(indices, values, strict=True):
             whole.values[index, rows] = value
         if here is not None:
@@ -184,16 +191,20 @@ def _has_holes(whole: Comparison, role: str) -> bool:
 
 
 def compare_at(
-    logits: Tensor, temperature: float | Tensor, asked: Sequence[Asked]
+    logits: Tensor,
+    temperature: float | Tensor,
+    asked: Sequence[Asked],
+    out: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Parts of one temperature: their values [b], and the gradient by logits if one is wanted.
 
-    Pure: it only reads its arguments, and does the same to tensors in place of numbers.
+    Pure: it only reads its arguments.
 
     Args:
         logits: [b, V], the student's.
         temperature: a number, or [b, 1].
         asked: the parts.
+        out: unused; other forms may write the gradient there, and then return it.
     """
     student = soften(logits, temperature)
     pull = Pull(student.probability)
@@ -237,8 +248,11 @@ def compare_at(
     return values, pull.by_logits() if any(one.wanted for one in asked) else None
 
 
-Core = Callable[[Tensor, float | Tensor, Sequence[Asked]], tuple[list[Tensor], Tensor | None]]
-"""`compare_at`, or a compiled form of it."""
+Core = Callable[
+    [Tensor, float | Tensor, Sequence[Asked], Tensor | None],
+    tuple[list[Tensor], Tensor | None],
+]
+"""`compare_at`, or `fused.compare_at`."""
 
 
 def diverge(

@@ -6,7 +6,8 @@ chunk, whatever goes over the logits entry by entry takes `blocks(...)` of rows 
 processor's cache.
 
 Arithmetic: float32 (float64 for float64 inputs). bfloat16 weights on CUDA multiply natively with
-float32 results; elsewhere a float32 copy of the weight lives for the length of the call.
+float32 results, the gradient by logits in bfloat16 on its way into the two products back;
+elsewhere a float32 copy of the weight lives for the length of the call.
 
 C positions of a chunk, N positions, V vocabulary, d width.
 """
@@ -18,8 +19,13 @@ from torch import Tensor
 
 from .contract import Head
 
-CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 32 << 20, 256 << 20
-"""Bytes of one [C, V] float32 buffer: larger ones gain nothing, smaller ones slow the products."""
+CPU_CHUNK_BYTES, DEVICE_CHUNK_BYTES = 32 << 20, 1 << 30
+DEVICE_PIECE_BYTES = 512 << 20
+"""Bytes of one [C, V] float32 buffer: larger ones gain nothing, smaller ones slow the products.
+
+On a device each chunk reads and writes the whole weight gradient once, which asks for large ones;
+its logits come in pieces.
+"""
 LEAST_ROWS = 128
 """Below this many rows matrix products are slow, so huge vocabularies get larger buffers."""
 CPU_BLOCK_BYTES = 512 << 10
@@ -32,8 +38,14 @@ def chunks(count: int, width: int, device: torch.device) -> Iterator[slice]:
     yield from _cut(count, max(LEAST_ROWS, budget // (4 * width)))
 
 
+def pieces(count: int, width: int, device: torch.device) -> Iterator[slice]:
+    """Slices that cut a chunk of `count` rows into what has logits at once; all of it on a CPU."""
+    rows = count if device.type == "cpu" else max(LEAST_ROWS, DEVICE_PIECE_BYTES // (4 * width))
+    yield from _cut(count, rows)
+
+
 def blocks(count: int, width: int, device: torch.device) -> Iterator[slice]:
-    """Slices that cut a chunk of `count` rows into blocks; all of it elsewhere than on a CPU."""
+    """Slices that cut a piece of `count` rows into blocks; all of it elsewhere than on a CPU."""
     rows = max(1, CPU_BLOCK_BYTES // (4 * width)) if device.type == "cpu" else count
     yield from _cut(count, rows)
 
@@ -68,12 +80,12 @@ class Workspace:
         self.dtype, self.device = dtype, device
         self._buffers: dict[str, Tensor] = {}
 
-    def take(self, name: str, rows: int, width: int) -> Tensor:
+    def take(self, name: str, rows: int, width: int, dtype: torch.dtype | None = None) -> Tensor:
         """[rows, width] with whatever the buffer held last; the same memory for the same name."""
         size = rows * width
         held = self._buffers.get(name)
         if held is None or held.numel() < size:
-            held = torch.empty(size, dtype=self.dtype, device=self.device)
+            held = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
             self._buffers[name] = held
         return held[:size].view(rows, width)
 
@@ -105,6 +117,11 @@ class Projection:
         """V, or the part of it in use."""
         return self.weight.shape[0]
 
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """What the products back take the gradient in."""
+        return torch.bfloat16 if self.native else self.dtype
+
     def logits(self, hidden: Tensor, out: Tensor) -> Tensor:
         """Write the logits of [C, d] `hidden` into `out` [C, V] (rows may be longer in memory)."""
         self._product(hidden, self.weight.t(), out)
@@ -124,21 +141,26 @@ class Projection:
         """[C, V] gradient (after `undo_softcap`) -> `out` [C, d]."""
         self._product(gradient, self.weight, out)
 
-    def add_weight_gradient(self, gradient: Tensor, hidden: Tensor, total: Tensor) -> None:
-        """Add the chunk's share to `total` [V, d], which is float32 or better."""
+    def add_weight_gradient(
+        self, gradient: Tensor, hidden: Tensor, total: Tensor, first: bool
+    ) -> None:
+        """Add the chunk's share to `total` [V, d], float32 or better; the first one replaces it."""
+        left, right, beta = gradient.t(), hidden, 0.0 if first else 1.0
         if self.native:
-            low = gradient.to(torch.bfloat16).t()
-            total.add_(torch.mm(low, hidden, out_dtype=self.dtype), alpha=self.scale)
+            kind = self.dtype
+            torch.addmm(total, left, right, out_dtype=kind, beta=beta, alpha=self.scale, out=total)
         else:
-            total.addmm_(gradient.t(), hidden.to(self.dtype), alpha=self.scale)
+            right = right.to(self.dtype)
+            torch.addmm(total, left, right, beta=beta, alpha=self.scale, out=total)
 
     def add_bias_gradient(self, gradient: Tensor, total: Tensor) -> None:
         """Add the chunk's share to `total` [V]."""
-        total.add_(gradient.sum(0), alpha=self.scale)
+        total.add_(gradient.sum(0, dtype=total.dtype), alpha=self.scale)
 
     def _product(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         if self.native:
-            product = torch.mm(left.to(torch.bfloat16), right, out_dtype=self.dtype)
-            torch.mul(product, self.scale, out=out)
+            torch.mm(left, right, out_dtype=self.dtype, out=out)
+            if self.scale != 1.0:
+                out.mul_(self.scale)
         else:
             torch.addmm(out, left.to(self.dtype), right, beta=0.0, alpha=self.scale, out=out)

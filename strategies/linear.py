@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import fusion
+from . import fused
 from .comparison import Comparison, compare, compare_at
 from .contract import Head, HiddenSignal, LogitSignal, SampledSignal
-from .heads import Projection, Workspace, blocks, chunks, compute_dtype
+from .heads import Projection, Workspace, blocks, chunks, compute_dtype, pieces
 from .parts import Part
 from .sampled import refusal
 from .teachers import DenseReader, dense_width, mismatch, positions, read
@@ -33,7 +33,6 @@ def vocabulary_loss(
     targets: Tensor,
     signals: Mapping[str, LogitSignal],
     parts: Sequence[Part],
-    compiled: bool = False,
     places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The scaled sum of all parts, and each part's own sum over positions.
@@ -48,7 +47,6 @@ def vocabulary_loss(
         targets: [N] int64 in [0, V).
         signals: by role; each covers the N positions.
         parts: the terms; at least one.
-        compiled: whether to compile the elementwise part (`strategies.fusion`).
         places: [N] int64 for targets, as `view.View` says.
 
     Returns:
@@ -60,7 +58,7 @@ def vocabulary_loss(
             temperature or a term.
     """
     check(hidden.shape[0], targets, signals, parts)
-    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), compiled, places)
+    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), places)
     loss, totals = _VocabularyLoss.apply(hidden, head.weight, head.bias, head, plan)
     return loss, totals
 
@@ -70,12 +68,11 @@ def logits_loss(
     targets: Tensor,
     signals: Mapping[str, LogitSignal],
     parts: Sequence[Part],
-    compiled: bool = False,
     places: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `vocabulary_loss` for a student whose [N, V] logits are there anyway."""
     check(logits.shape[0], targets, signals, parts)
-    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), compiled, places)
+    plan = _Plan(targets, signals, tuple(parts), torch.is_grad_enabled(), places)
     loss, totals = _LogitsLoss.apply(logits, plan)
     return loss, totals
 
@@ -121,7 +118,6 @@ class _Plan:
     signals: Mapping[str, LogitSignal]
     parts: tuple[Part, ...]
     want_gradients: bool
-    compiled: bool
     places: Tensor | None
 
     def comparison(
@@ -143,15 +139,16 @@ class _Plan:
             {role: read(s, wider.get(role, width), dtype) for role, s in signals.items()},
             torch.empty(len(self.parts), count, dtype=dtype, device=like.device),
             with_gradient,
-            fusion.compare_at if self.compiled else compare_at,
+            fused.compare_at if like.device.type == "cuda" else compare_at,
             {role: s.head for role, s in signals.items() if isinstance(s, HiddenSignal)},
             self.places,
         )
 
     def results(self, totals: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Loss and totals in the result's dtype."""
-        scales = torch.tensor([part.scale for part in self.parts], dtype=totals.dtype)
-        loss = (totals * scales.to(totals.device)).sum()
+        # Number by number: a tensor of scales would have the processor wait for the device.
+        pairs = zip(self.parts, totals, strict=True)
+        loss = sum((total * part.scale for part, total in pairs), start=totals.new_zeros(()))
         return loss.to(dtype), totals.to(dtype)
 
 
@@ -171,10 +168,8 @@ class _VocabularyLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *output_gradients: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         # In place: a second copy of [V, d] would double the peak. Autograd notices a second use.
-        ready = [
-            None if gradient is None else gradient.mul_(output_gradients[0]).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
+        pairs = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ready = [_scaled(gradient, output_gradients[0], dtype) for gradient, dtype in pairs]
         return *ready, None, None
 
 
@@ -189,7 +184,7 @@ class _LogitsLoss(torch.autograd.Function):
             gradient = logits.detach().to(dtype, copy=True)
             work = Workspace(dtype, logits.device)
             for rows in chunks(count, width, logits.device):
-                compare_chunk(whole, rows, None, gradient[rows], work)
+                compare_chunk(whole, rows, None, gradient[rows], gradient[rows], work)
         ctx.save_for_backward(gradient if wanted else None)
         ctx.dtype = logits.dtype
         loss, totals = plan.results(_totals(plan.parts, whole.values), dtype)
@@ -200,9 +195,16 @@ class _LogitsLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *output_gradients: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        if gradient is None:
-            return None, None
-        return gradient.mul_(output_gradients[0]).to(ctx.dtype), None
+        return _scaled(gradient, output_gradients[0], ctx.dtype), None
+
+
+def _scaled(gradient: Tensor | None, by: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    """`gradient` times a scalar, in its own memory where the dtype allows."""
+    if gradient is None:
+        return None
+    if dtype == gradient.dtype:
+        return gradient.mul_(by)
+    return torch.mul(gradient, by, out=torch.empty_like(gradient, dtype=dtype))
 
 
 def _sweep(
@@ -213,33 +215,68 @@ def _sweep(
     dtype, device = compute_dtype(hidden, head.weight), hidden.device
     student = Projection(head, hidden.dtype, dtype)
     whole = plan.comparison(count, student.width, hidden, dtype, any(wanted))
-    by_hidden = torch.empty_like(hidden, dtype=dtype) if wanted[0] else None
-    by_weight = torch.zeros_like(head.weight, dtype=dtype) if wanted[1] else None
-    by_bias = (
-        torch.zeros_like(head.bias, dtype=dtype) if wanted[2] and head.bias is not None else None
+    back = _Gradients(
+        torch.empty_like(hidden, dtype=dtype) if wanted[0] else None,
+        (torch.empty_like if count else torch.zeros_like)(head.weight, dtype=dtype)
+        if wanted[1]
+        else None,
+        torch.zeros_like(head.bias, dtype=dtype) if wanted[2] and head.bias is not None else None,
     )
     work = Workspace(dtype, device)
     for rows in chunks(count, student.width, device):
-        part_hidden = hidden[rows].detach()
-        logits = work.take("student", part_hidden.shape[0], student.width)
-        student.logits(part_hidden, logits)
-        compare_chunk(whole, rows, student, logits, work)
-        if by_hidden is not None:
-            student.hidden_gradient(logits, by_hidden[rows])
-        if by_weight is not None:
-            student.add_weight_gradient(logits, part_hidden, by_weight)
-        if by_bias is not None:
-            student.add_bias_gradient(logits, by_bias)
-    return _totals(plan.parts, whole.values), (by_hidden, by_weight, by_bias)
+        _sweep_chunk(hidden[rows].detach(), rows, student, whole, back, work)
+    return _totals(plan.parts, whole.values), (back.by_hidden, back.by_weight, back.by_bias)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    """Filled chunk by chunk; None: not wanted."""
+
+    by_hidden: Tensor | None  # [N, d]
+    by_weight: Tensor | None  # [V, d]
+    by_bias: Tensor | None  # [V]
+
+
+def _sweep_chunk(
+    hidden: Tensor,
+    rows: slice,
+    student: Projection,
+    whole: Comparison,
+    back: _Gradients,
+    work: Workspace,
+) -> None:
+    """Logits piece by piece, then the products back of the whole chunk."""
+    cut = list(pieces(len(hidden), student.width, hidden.device))
+    most = max(piece.stop - piece.start for piece in cut)
+    logits = work.take("student", most, student.width)
+    # Where one piece is all, its gradient takes the place of its logits.
+    dtype = student.gradient_dtype
+    apart = whole.with_gradient and (len(cut) > 1 or dtype != logits.dtype)
+    gradient = work.take("gradient", len(hidden), student.width, dtype) if apart else logits
+    for piece in cut:
+        inside = slice(rows.start + piece.start, rows.start + piece.stop)
+        ours = student.logits(hidden[piece], logits[: piece.stop - piece.start])
+        compare_chunk(whole, inside, student, ours, gradient[piece], work)
+    if back.by_hidden is not None:
+        student.hidden_gradient(gradient, back.by_hidden[rows])
+    if back.by_weight is not None:
+        student.add_weight_gradient(gradient, hidden, back.by_weight, first=rows.start == 0)
+    if back.by_bias is not None:
+        student.add_bias_gradient(gradient, back.by_bias)
 
 
 def compare_chunk(
-    whole: Comparison, rows: slice, student: Projection | None, logits: Tensor, work: Workspace
+    whole: Comparison,
+    rows: slice,
+    student: Projection | None,
+    logits: Tensor,
+    out: Tensor,
+    work: Workspace,
 ) -> None:
-    """Compare `rows` block by block; a wanted gradient replaces their `logits` [C, V].
+    """Compare `rows` block by block; a wanted gradient is written to `out` [C, V].
 
-    The gradient is by the head's matrix product, so before its scale and after its soft cap; by
-    the logits themselves without a `student`.
+    `out` may be `logits` itself. The gradient is by the head's matrix product, so before its scale
+    and after its soft cap; by the logits themselves without a `student`.
     """
     theirs = {
         role: reader.logits(rows, work.take(f"teacher {role}", len(logits), reader.width))
@@ -249,11 +286,14 @@ def compare_chunk(
     for block in blocks(logits.shape[0], logits.shape[1], logits.device):
         inside = slice(rows.start + block.start, rows.start + block.stop)
         of_roles = {role: of_role[block] for role, of_role in theirs.items()}
-        gradient = compare(whole, inside, logits[block], of_roles)
-        if gradient is not None:
-            if student is not None:
-                student.undo_softcap(gradient, logits[block])
-            logits[block] = gradient
+        place = out[block]
+        capped = student is not None and student.softcap is not None
+        gradient = compare(whole, inside, logits[block], of_roles, None if capped else place)
+        if gradient is None or gradient is place:
+            continue
+        if student is not None:
+            student.undo_softcap(gradient, logits[block])
+        place.copy_(gradient)
 
 
 def _totals(parts: Sequence[Part], values: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ State = dict[str, Memory]
 _PART_FIELDS = {field.name for field in fields(Part)}
 
 
-def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
-    """The callables of a spec. `compiled` is that of `linear.vocabulary_loss`."""
+def build_objective(spec: ObjectiveSpec) -> "Objective":
+    """The callables of a spec."""
     terms: list[VocabularyTerm] = []
     others: list[OwnTerm] = []
     watched: list[WatchedMeasure] = []
@@ -55,7 +55,7 @@ def build_objective(spec: ObjectiveSpec, compiled: bool = False) -> "Objective":
             watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
-    return Objective(tuple(terms), tuple(others), tuple(watched), compiled)
+    return Objective(tuple(terms), tuple(others), tuple(watched))
 
 
 def _imported(spec: ImportedTerm) -> CustomTerm:
@@ -197,7 +197,6 @@ class Objective:
     vocabulary: tuple[VocabularyTerm, ...]
     others: tuple[OwnTerm, ...] = ()
     watched: tuple[WatchedMeasure, ...] = ()
-    compiled: bool = False
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -356,14 +355,12 @@ class Objective:
         parts = _sharing_targets(parts)
         places = batch.places if any(part.target is not None for part in parts) else None
         if outputs.hidden is not None and outputs.head is not None:
-            return vocabulary_loss(
-                outputs.hidden, outputs.head, targets, signals, parts, self.compiled, places
-            )
+            return vocabulary_loss(outputs.hidden, outputs.head, targets, signals, parts, places)
         if outputs.logits is None:
             raise ValueError(
                 "outputs hold neither (hidden, head) nor logits; the model must give one"
             )
-        return logits_loss(outputs.logits, targets, signals, parts, self.compiled, places)
+        return logits_loss(outputs.logits, targets, signals, parts, places)
 
 
 def _by_batch(

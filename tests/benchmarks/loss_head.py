@@ -81,7 +81,12 @@ def logits(given: Inputs) -> tuple[Tensor, Tensor]:
 
 
 def plain(given: Inputs, objective: str) -> Tensor:
-    log_q, log_p = (side.log_softmax(1) for side in logits(given))
+    return divergence(*logits(given), objective)
+
+
+def divergence(mine: Tensor, theirs: Tensor, objective: str) -> Tensor:
+    """Mean over positions, from [N, V] logits each."""
+    log_q, log_p = mine.log_softmax(1), theirs.log_softmax(1)
 
     def kl(of: Tensor, to: Tensor) -> Tensor:
         return functional.kl_div(to, of, reduction="batchmean", log_target=True)

@@ -89,10 +89,10 @@ def scene(
     return Scene(logits().requires_grad_(), roles, batch)
 
 
-def objective_of(*terms: dict[str, Any], compiled: bool = False, **recipe: Any) -> Objective:
+def objective_of(*terms: dict[str, Any], **recipe: Any) -> Objective:
     """An objective of terms, or of one recipe by its fields."""
     given = {"recipe": recipe} if recipe else {"terms": list(terms)}
-    return build_objective(ObjectiveSpec.model_validate(given), compiled)
+    return build_objective(ObjectiveSpec.model_validate(given))
 
 
 def result(
