@@ -378,16 +378,16 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]], jobs: Sequence[JobSp
     for run_id, summary in by_run.items():
         measured = summary.get("evaluation") or {}
         job = named[run_id]
-        teacher, student = measured.get("teacher"), measured.get("student")
+        teacher, student = measured.get("teacher"), measured.get("student", {})
         role = summary.get("compared_role", job.compared_role if job is not None else None)
         if teacher and role and all(row.model != role for row in rows):
             rows.insert(0, Row(role, teacher["loss"], teacher["perplexity"]))
-        if student:
+        if student or "kl" in measured:
             rows.append(
                 Row(
                     job.name if job is not None else run_id,
-                    student["loss"],
-                    student["perplexity"],
+                    student.get("loss"),
+                    student.get("perplexity"),
                     measured.get("top1_agreement"),
                     measured.get("kl"),
                     summary.get("generated"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
+from orchestrator.models.exported import Export
 from orchestrator.run_folder import RunFolder
 from orchestrator.spec import JobSpec
 from orchestrator.spec.paths import absolute_paths
@@ -100,10 +101,10 @@ def evaluate(run_folder: str, on_event: OnEvent = lambda event: None) -> RunResu
         return RunResult([session.evaluate_job(job, folder, _exports(jobs, run_ids))])
 
 
-def _exports(jobs: Sequence[JobSpec], run_ids: Sequence[str]) -> dict[str, str]:
+def _exports(jobs: Sequence[JobSpec], run_ids: Sequence[str]) -> dict[str, Export]:
     """Where each job of a list puts its student."""
     return {
-        job.name: f"{RunFolder.at(job.storage, run_id).uri}/export"
+        job.name: Export(f"{RunFolder.at(job.storage, run_id).uri}/export", job.student)
         for job, run_id in zip(jobs, run_ids, strict=True)
     }
 

@@ -24,7 +24,7 @@ from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
 from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
-from orchestrator.models.made import is_made
+from orchestrator.models.exported import Export, may_import
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, check_roles_fit, plan
 from orchestrator.planner.tokenizers import crossings
@@ -101,7 +101,7 @@ class Session:
     # --- one job ---------------------------------------------------------------------------------
 
     def run_job(
-        self, job: JobSpec, folder: RunFolder, exports: dict[str, str], *, resume: bool
+        self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export], *, resume: bool
     ) -> dict[str, Any]:
         """Run one job to its end; its summary."""
         began = time.monotonic()
@@ -142,18 +142,19 @@ class Session:
             tracker.finish(status)
 
     def evaluate_job(
-        self, job: JobSpec, folder: RunFolder, exports: dict[str, str]
+        self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]
     ) -> dict[str, Any]:
         """Measure a finished run's export; nothing is recorded."""
         student, _ = self._prepared(job, folder, exports, resume=False)
         export = _local_copy(f"{folder.uri}/export")
-        code = is_made(export) or job.student.allow_remote_code  # the run's own student
+        own = {**exports, job.name: Export(export, job.student)}
+        code = may_import(export, job.name, own, "student") or job.student.allow_remote_code
         exported = StudentSpec(path=export, task=job.student.task, allow_remote_code=code)
         measured = student.spec.model_copy(update={"student": exported})
         return self._watch(replace(student, spec=measured, evaluate_only=True), lambda event: None)
 
     def _prepared(
-        self, job: JobSpec, folder: RunFolder, exports: dict[str, str], *, resume: bool
+        self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export], *, resume: bool
     ) -> tuple[StudentJob, Pool | None]:
         """What the workers need; pool and group are up when it returns."""
         resolved, tokenizer = _resolved(job, exports)
@@ -182,7 +183,7 @@ class Session:
         )
         return student, pool
 
-    def label_job(self, job: JobSpec, run_id: str, exports: dict[str, str]) -> dict[str, Any]:
+    def label_job(self, job: JobSpec, run_id: str, exports: Mapping[str, Export]) -> dict[str, Any]:
         """Put all that a job will ask into the cache; what was found and done, by role.
 
         Raises:
@@ -473,30 +474,32 @@ def _local_storage(job: JobSpec) -> str:
     return str(CACHE / "runs") if "://" in job.storage else job.storage
 
 
-def _resolved(job: JobSpec, exports: dict[str, str]) -> tuple[JobSpec, str | None]:
+def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str | None]:
     """The job with `job` and `registry` sources made folders, and its tokenizer's folder."""
 
     def folder(kind: str, value: str) -> str:
         if kind == "job":
-            return _local_copy(exports[value])
+            return _local_copy(exports[value].uri)
         from orchestrator.tracking.address import address_of
         from orchestrator.tracking.registry import resolve_registry_uri
 
         address = address_of(job.tracking.uri, _local_storage(job))
         return str(resolve_registry_uri(value, address, CACHE / "registry"))
 
-    def placed(model: Any) -> Any:
+    def placed(model: Any, field: str) -> Any:
         kind, value = model.source
         if kind not in ("job", "registry"):
             return model
         found = folder(kind, value)
         update = {kind: None, "path": found}
-        if kind == "job" and is_made(found):
-            update["allow_remote_code"] = True  # the list itself names the code, in the earlier job
+        if kind == "job" and may_import(found, value, exports, field):
+            update["allow_remote_code"] = True
         return model.model_copy(update=update)
 
-    student = placed(job.student)
-    roles: dict[str, RoleSpec] = {name: placed(role) for name, role in job.roles.items()}
+    student = placed(job.student, "student.job")
+    roles: dict[str, RoleSpec] = {
+        name: placed(role, f"roles.{name}.job") for name, role in job.roles.items()
+    }
     asked = dict.fromkeys((*job.used_roles, *job.data.writers))
     named = [("student", student), *((f"roles.{name}", roles[name]) for name in asked)]
     tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from . import kernels
-from .contract import Head
 from .kernels import Answer, Pair
 from .parts import Part
 from .pull import Pull
@@ -39,7 +38,7 @@ class Comparison:
     values: Tensor  # [parts, N], filled in
     with_gradient: bool
     core: "Core"
-    heads: Mapping[str, Head] = field(default_factory=dict)  # of roles, for targets
+    directions: Mapping[str, Tensor] = field(default_factory=dict)  # for targets; see `View`
     places: Tensor | None = None  # [N] int64, for targets; see `View`
 
 
@@ -103,7 +102,7 @@ def _view(
     places = torch.zeros_like(labels) if whole.places is None else whole.places[rows]
     width = logits.shape[1]
     aligned = {role: of_role[:, :width] for role, of_role in theirs.items()}
-    return View(labels, logits, aligned, whole.heads, temperature, places)
+    return View(labels, logits, aligned, whole.directions, temperature, places)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot
 
+from .ranking import descending, ranked
+
 LARGEST_LOG_RATIO = 40.0
 """log p - log q beyond which the student's share of a mixture is 0 in float32."""
 LARGEST_EXPONENT = 60.0
@@ -140,15 +142,13 @@ def alpha_beta(pair: Pair, alpha: float, beta: float, wanted: bool) -> Answer:
 def adaptive_kl(pair: Pair, head_mass: float, wanted: bool) -> Answer:
     """h forward KL + (1 - h) reverse KL, h the share of sum |p - q| that lies in the head of p.
 
-    The head is the fewest likeliest entries of p whose sum reaches `head_mass`. h has no
-    gradient. Wu et al., arXiv:2404.02657, section 4.
+    The head is the fewest likeliest entries of p whose sum reaches `head_mass`, equal ones in
+    their order. h has no gradient. Wu et al., arXiv:2404.02657, section 4.
     """
     gap = (pair.p - pair.q).abs()
-    ordered, order = pair.p.sort(1, descending=True)
-    before = ordered.cumsum(1) - ordered  # what lies ahead of each entry
-    in_head = torch.zeros_like(gap).scatter_(1, order, (before < head_mass).to(gap.dtype))
+    in_head = _head(pair.p, head_mass).to(gap.dtype)
     total = gap.sum(1, keepdim=True)
-    head = ((gap * in_head).sum(1, keepdim=True) / total).where(total > 0, 0.5)
+    head = (vecdot(gap, in_head).unsqueeze(1) / total).where(total > 0, 0.5)
     forward, forward_pull = forward_kl(pair, wanted)
     reverse, reverse_pull = reverse_kl(pair, wanted)
     share = head.squeeze(1)
@@ -158,13 +158,27 @@ def adaptive_kl(pair: Pair, head_mass: float, wanted: bool) -> Answer:
     return value, forward_pull.mul_(head).addcmul_(reverse_pull, 1 - head)
 
 
+def _head(p: Tensor, mass: float) -> Tensor:
+    """[b, M] bool: the fewest likeliest entries of each row that hold `mass`."""
+    ordered = descending(p)
+    ahead = ordered.cumsum(1).sub_(ordered)  # what lies ahead of each entry
+    size = (ahead < mass).sum(1, keepdim=True)
+    last = ordered.gather(1, size - 1)
+    found = p >= last
+    if bool((found.sum(1, keepdim=True) != size).any()):  # the last of a head has its equals
+        level = p == last
+        room = size - (p > last).sum(1, keepdim=True)
+        found &= ~(level & (level.cumsum(1) > room))
+    return found
+
+
 def universal(p: Tensor, q: Tensor, wanted: bool) -> Answer:
     """Sum of |p - q| with both sorted: entries need no common meaning. arXiv:2402.12030, eq. 7.
 
     p [b, W] may have more entries than q [b, M], which are then compared with 0.
     """
-    p = p.sort(1, descending=True).values
-    q, order = q.sort(1, descending=True)
+    p = descending(p)
+    q, order = ranked(q)
     gap = q - p[:, : q.shape[1]]
     value = gap.abs().sum(1) + p[:, q.shape[1] :].sum(1)
     if not wanted:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import normalize
 
 from . import fused
 from .comparison import Comparison, compare, compare_at
@@ -140,9 +141,19 @@ class _Plan:
             torch.empty(len(self.parts), count, dtype=dtype, device=like.device),
             with_gradient,
             fused.compare_at if like.device.type == "cuda" else compare_at,
-            {role: s.head for role, s in signals.items() if isinstance(s, HiddenSignal)},
+            self._directions(dtype),
             self.places,
         )
+
+    def _directions(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """By role whose entries a target compares, its head's rows at length 1."""
+        heads = {
+            part.role: signal.head.weight.detach()
+            for part in self.parts
+            if part.target is not None and part.target.compares_entries and part.role is not None
+            if isinstance(signal := self.signals[part.role], HiddenSignal)
+        }
+        return {role: normalize(weight.to(dtype), dim=1) for role, weight in heads.items()}
 
     def results(self, totals: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Loss and totals in the result's dtype."""

@@ -73,5 +73,6 @@ def _confidence(logits: Tensor) -> Tensor:
 def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
     """Of the entries that both have."""
     absent = torch.isneginf(theirs)
-    ours, theirs = ours.masked_fill(absent, 0.0), theirs.masked_fill(absent, 0.0)
+    if bool(absent.any()):
+        ours, theirs = ours.masked_fill(absent, 0.0), theirs.masked_fill(absent, 0.0)
     return torch.nn.functional.cosine_similarity(ours, theirs, dim=1)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .ranking import at_rank
 from .specs import targets as specs
 from .view import View, likeliest, log_softmax, share_of
 
@@ -33,6 +34,11 @@ class Target:
     def makes_holes(self) -> bool:
         """Whether an entry may come out with probability 0."""
         return any(isinstance(one, specs.LikeliestSpec) for one in self.transforms)
+
+    @property
+    def compares_entries(self) -> bool:
+        """Whether it looks at the rows of the role's head."""
+        return any(isinstance(one, specs.SimilaritySpec) for one in self.transforms)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -76,8 +82,8 @@ def transformed(
         case specs.KeepTopSpec():
             return keep_top(logits, spec.share, view.temperature)
         case specs.SimilaritySpec():
-            alike = similarity(view.head(role).weight, view.labels, spec.power, logits)
-            return alike * (view.temperature / spec.temperature)
+            alike = similarity(view.directions_of(role), view.labels, spec.power, logits)
+            return alike.mul_(view.temperature / spec.temperature)
         case specs.UniformSpec():
             return torch.zeros_like(logits).masked_fill_(torch.isneginf(logits), -torch.inf)
         case specs.LikeliestSpec():
@@ -123,14 +129,14 @@ def smooth_wrong(
 
 def rectify(logits: Tensor, labels: Tensor) -> Tensor:
     """Where w is not y: q_y' = (q_y + 1) / 2 and q_w' = q_w / 2, scaled to keep q_y + q_w."""
-    q = torch.softmax(logits, 1)
-    best, label = likeliest(logits).unsqueeze(1), labels.unsqueeze(1)
-    q_y, q_w = q.gather(1, label), q.gather(1, best)
-    both = (q_y + q_w) / (q_y + 1 + q_w)
     log_q = log_softmax(logits)
-    mended = log_q.scatter(1, best, (q_w * both).log())
-    mended.scatter_(1, label, ((q_y + 1) * both).log())
-    return torch.where(best != label, mended, log_q)
+    best, label = likeliest(logits).unsqueeze(1), labels.unsqueeze(1)
+    log_y, log_w = log_q.gather(1, label), log_q.gather(1, best)
+    q_y, q_w = log_y.exp(), log_w.exp()
+    both = (q_y + q_w) / (q_y + 1 + q_w)
+    wrong = best != label
+    log_q.scatter_(1, best, torch.where(wrong, (q_w * both).log(), log_w))
+    return log_q.scatter_(1, label, torch.where(wrong, ((q_y + 1) * both).log(), log_y))
 
 
 def keep_label(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tensor:
@@ -146,26 +152,40 @@ def keep_label(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tens
 
 def keep_top(logits: Tensor, share: float, temperature: Temperature) -> Tensor:
     """The ceil(share * V) likeliest stay at the temperature, the others share theirs evenly."""
-    log_p = log_softmax(logits / temperature)
-    kept = log_p.topk(share_of(logits.shape[1], share), dim=1).indices
-    rest = log_p.scatter(1, kept, -torch.inf)
-    absent = torch.isneginf(log_p)
-    others = (~torch.isneginf(rest)).sum(1, keepdim=True)
+    log_p, count = log_softmax(logits / temperature), share_of(logits.shape[1], share)
+    kept = _largest(log_p, count)
+    rest = log_p.masked_fill(kept, -torch.inf)
+    kept |= torch.isneginf(log_p)  # what the role lacks stays so
+    others = kept.shape[1] - kept.sum(1, keepdim=True)
     spread = torch.logsumexp(rest, 1, keepdim=True) - others.clamp_min(1).to(log_p.dtype).log()
-    spread = spread.expand_as(log_p).masked_fill(absent, -torch.inf)
-    return spread.scatter(1, kept, log_p.gather(1, kept)) * temperature
+    return torch.where(kept, log_p, spread).mul_(temperature)
 
 
-def similarity(weight: Tensor, labels: Tensor, power: float, like: Tensor) -> Tensor:
+def _largest(values: Tensor, count: int) -> Tensor:
+    """[b, V] bool: the `count` largest of each row."""
+    found = values >= at_rank(values, count)
+    if bool((found.sum(1) != count).any()):  # the last of them has its equals
+        kept = values.topk(count, dim=1).indices
+        return torch.zeros_like(found).scatter_(1, kept, True)
+    return found
+
+
+def similarity(directions: Tensor, labels: Tensor, power: float, like: Tensor) -> Tensor:
     """[b, V] cosine of each row of a head with the label's, to a power that keeps the sign.
 
-    -inf where the head has no entry. A label that it lacks is like none. `like` is [b, V].
+    -inf where the head has no entry. A label that it lacks is like none.
+
+    Args:
+        directions: [V', d] the head's rows, all of length 1.
+        labels: [b].
+        power: of the cosines.
+        like: [b, V].
     """
-    width = like.shape[1]
-    rows = torch.nn.functional.normalize(weight[:width].detach().to(like.dtype), dim=1)
+    rows, width = directions[: like.shape[1]], like.shape[1]
     known = (labels < len(rows)).unsqueeze(1)
-    cosines = rows[labels.clamp_max(len(rows) - 1)] @ rows.t() * known
-    alike = cosines.abs().pow(power).copysign(cosines)
+    alike = (rows[labels.clamp_max(len(rows) - 1)] * known) @ rows.t()
+    if power != 1.0:
+        alike = alike.abs().pow(power).copysign(alike)
     return torch.nn.functional.pad(alike, (0, width - len(rows)), value=-torch.inf)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contract import Head
-
 
 @dataclass(frozen=True, slots=True)
 class View:
@@ -23,7 +21,7 @@ class View:
     labels: Tensor  # [b] int64
     student: Tensor  # [b, V]
     roles: Mapping[str, Tensor]  # by role [b, V]
-    heads: Mapping[str, Head]  # of the roles that have one at hand
+    directions: Mapping[str, Tensor]  # by role [V', d]: its head's rows at length 1, where wanted
     temperature: float | Tensor  # of the term: a number, or [b, 1]
     places: Tensor  # [b] int64: equal for the same position of the same sample, whenever it comes
 
@@ -31,18 +29,18 @@ class View:
         """[b, V] logits of a role."""
         return self.roles[name]
 
-    def head(self, name: str) -> Head:
-        """The head of a role.
+    def directions_of(self, name: str) -> Tensor:
+        """[V', d] rows of a role's head, of length 1.
 
         Raises:
-            ValueError: its signal came without one.
+            ValueError: its signal came without a head.
         """
-        if name not in self.heads:
+        if name not in self.directions:
             raise ValueError(
                 f"similarity compares rows of the head of role {name!r}, whose signal came without "
                 "one; serve it in encoding hidden"
             )
-        return self.heads[name]
+        return self.directions[name]
 
 
 def log_softmax(logits: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ does not depend on the cut. Plain numbers only: no torch, no numpy.
 Sums, by name: `nll` (nats), `count` (positions), `correct` (top-1), `calibration_count`,
 `calibration_confidence`, `calibration_correct` (one value a bin of the top-1 probability). With a
 role to compare with also `teacher_nll`, `teacher_correct`, `agreement` (same top-1) and `kl`
-(nats, role || student); a top-k signal has no `teacher_nll`, as it does not know every target.
+(nats, role || student); a top-k signal has no `teacher_nll`, as it does not know every target. Data
+without labels have only `count`, `agreement` and `kl`.
 """
 
 import math
@@ -18,7 +19,10 @@ from typing import Any
 Sums = Mapping[str, float | list[float]]
 
 _BINS = ("calibration_count", "calibration_confidence", "calibration_correct")
-_COMPARED_MEANS = {
+_OF_LABELS = {"nll", "correct", *_BINS}
+_MEANS = {
+    "student_loss": "nll",
+    "student_accuracy": "correct",
     "teacher_loss": "teacher_nll",
     "teacher_accuracy": "teacher_correct",
     "top1_agreement": "agreement",
@@ -28,13 +32,13 @@ _COMPARED_MEANS = {
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One measurement of a student on held-out text. None: not known, or no role to compare."""
+    """One measurement of a student on held-out data. None: no labels, or no role to compare."""
 
     positions: int
-    student_loss: float  # nats a token
-    student_perplexity: float
-    student_accuracy: float  # share of positions whose likeliest token is right
-    calibration_error: float  # expected calibration error of the top-1 probability, 0 to 1
+    student_loss: float | None = None  # nats a token
+    student_perplexity: float | None = None
+    student_accuracy: float | None = None  # share of positions whose likeliest token is right
+    calibration_error: float | None = None  # expected, of the top-1 probability, 0 to 1
     teacher_loss: float | None = None
     teacher_perplexity: float | None = None
     teacher_accuracy: float | None = None
@@ -48,7 +52,8 @@ class Evaluation:
         Raises:
             ValueError: nothing was measured, or a sum is missing.
         """
-        missing = {"nll", "count", "correct", *_BINS} - set(sums)
+        labelled = bool(_OF_LABELS & set(sums))
+        missing = {"count", *(_OF_LABELS if labelled else ())} - set(sums)
         if missing:
             raise ValueError(f"sums lack {sorted(missing)}, have {sorted(sums)}")
         count = _number(sums, "count")
@@ -57,40 +62,38 @@ class Evaluation:
                 f"no held-out position was measured (count is {count:g}); raise data.held_out or "
                 "evaluation.rows"
             )
-        loss = _number(sums, "nll") / count
-        compared = {
-            mean: _number(sums, total) / count
-            for mean, total in _COMPARED_MEANS.items()
-            if total in sums
+        found = {
+            mean: _number(sums, total) / count for mean, total in _MEANS.items() if total in sums
         }
-        if "teacher_loss" in compared:
-            compared["teacher_perplexity"] = perplexity(compared["teacher_loss"])
-        return cls(
-            positions=round(count),
-            student_loss=loss,
-            student_perplexity=perplexity(loss),
-            student_accuracy=_number(sums, "correct") / count,
-            calibration_error=calibration_error(*(_bins(sums, name) for name in _BINS)),
-            **compared,
-        )
+        for model in ("student", "teacher"):
+            if f"{model}_loss" in found:
+                found[f"{model}_perplexity"] = perplexity(found[f"{model}_loss"])
+        if labelled:
+            bins = (_bins(sums, name) for name in _BINS)
+            found["calibration_error"] = calibration_error(*bins)
+        return cls(round(count), **found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, nested by who is measured; without `teacher` when no role was compared."""
-        nested: dict[str, Any] = {
-            "positions": self.positions,
-            "student": {
+        """Plain values, nested by who is measured; `teacher` only when a role was compared.
+
+        Data without labels have neither.
+        """
+        nested: dict[str, Any] = {"positions": self.positions}
+        labelled = self.student_loss is not None
+        if labelled:
+            nested["student"] = {
                 "loss": self.student_loss,
                 "perplexity": self.student_perplexity,
                 "accuracy": self.student_accuracy,
                 "calibration_error": self.calibration_error,
-            },
-        }
-        if self.kl is not None:
+            }
+        if labelled and self.kl is not None:
             nested["teacher"] = {
                 "loss": self.teacher_loss,
                 "perplexity": self.teacher_perplexity,
                 "accuracy": self.teacher_accuracy,
             }
+        if self.kl is not None:
             nested |= {"top1_agreement": self.top1_agreement, "kl": self.kl}
         return nested
 

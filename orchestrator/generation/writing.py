@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
-from orchestrator.errors import BudgetExhausted
+from orchestrator.errors import BudgetExhausted, WorkerStalled
 from orchestrator.pool.translate import translated
 
 from .records import Part, Task, Text, Written
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LOOK_S = 1.0
 """One wait for an answer; then a Ctrl-C is heard."""
+PLACE_S = 600.0
+"""So long a cluster may have no room for any author before the run ends; a node may yet come."""
 
 
 class _Author:
@@ -38,6 +40,9 @@ class _Author:
         from .author import Author
 
         return Author(self._task)
+
+    def hello(self) -> None:
+        """Answered as soon as the cluster has placed the actor."""
 
     def fingerprint(self) -> str:
         return self._author.fingerprint
@@ -66,10 +71,14 @@ def fingerprint_of(task: Task) -> str:
     """The role's fingerprint, for which it has to be loaded.
 
     Raises:
+        WorkerStalled: the cluster has no room for it.
         StillhouseError: it cannot be.
     """
     author = hire(task)
     try:
+        placed, _ = ray.wait([author.hello.remote()], timeout=PLACE_S)
+        if not placed:
+            raise _no_room(task, "fingerprint")
         return ray.get(author.fingerprint.remote())
     except RayError as error:
         raise translated(error, task.role, "fingerprint") from error
@@ -88,6 +97,7 @@ def written(task: Task, shelf: Shelf, restarts: int) -> Iterator[Written]:
     Raises:
         SpecError: a prompt is too long, or the role cannot be loaded.
         BudgetExhausted: more authors died.
+        WorkerStalled: the cluster has had no room for any author for `PLACE_S`.
         StillhouseError: the role cannot write.
     """
     source, left = task.source, deque(shelf.missing())
@@ -102,13 +112,21 @@ def written(task: Task, shelf: Shelf, restarts: int) -> Iterator[Written]:
 
     yield told(0)
     at_work: dict[Any, tuple[Any, Part]] = {}
+    unplaced: dict[Any, Any] = {}  # authors by the hello that they owe
     try:
         for _ in range(min(task.spec.replicas, len(left))):
-            _give(at_work, hire(task), left)
-        fresh = 0
+            _engage(task, at_work, unplaced, left)
+        fresh, room_at = 0, time.monotonic()
         while at_work:
-            ready, _ = ray.wait(list(at_work), timeout=LOOK_S)
-            for ref in ready:
+            ready, _ = ray.wait([*at_work, *unplaced], num_returns=1, timeout=LOOK_S)
+            for hello in [ref for ref in ready if ref in unplaced]:
+                del unplaced[hello]
+            now = time.monotonic()
+            if len(unplaced) < len(at_work):
+                room_at = now
+            elif now - room_at > PLACE_S:
+                raise _no_room(task, f"part {next(iter(at_work.values()))[1].number}")
+            for ref in [ref for ref in ready if ref in at_work]:
                 author, part = at_work.pop(ref)
                 try:
                     texts: list[Text] = ray.get(ref)
@@ -121,7 +139,7 @@ def written(task: Task, shelf: Shelf, restarts: int) -> Iterator[Written]:
                         ) from error
                     restarts -= 1
                     left.appendleft(part)
-                    _give(at_work, hire(task), left)
+                    _engage(task, at_work, unplaced, left)
                     continue
                 except RayError as error:
                     raise translated(error, task.role, f"part {part.number}") from error
@@ -136,6 +154,26 @@ def written(task: Task, shelf: Shelf, restarts: int) -> Iterator[Written]:
         for author, _ in at_work.values():
             ray.kill(author)
     shelf.bind()
+
+
+def _engage(
+    task: Task,
+    at_work: dict[Any, tuple[Any, Part]],
+    unplaced: dict[Any, Any],
+    left: deque[Part],
+) -> None:
+    author = hire(task)
+    unplaced[author.hello.remote()] = author
+    _give(at_work, author, left)
+
+
+def _no_room(task: Task, request: str) -> WorkerStalled:
+    return WorkerStalled(
+        task.role,
+        request,
+        f"the cluster has had no room for a writer for {PLACE_S:g} s; free what others hold, or "
+        f"lower roles.{task.role}.resources",
+    )
 
 
 def _give(at_work: dict[Any, tuple[Any, Part]], author: Any, left: deque[Part]) -> None:

@@ -206,6 +206,25 @@ def check_roles_fit(roles: Mapping[str, RoleSpec], inventory: Inventory) -> None
     _check_fits(_role_needs(roles), inventory)
 
 
+def held_at_once(job: JobSpec, inventory: Inventory, most: int) -> int:
+    """How many of a job the nodes hold side by side, if they are empty; not above `most`.
+
+    Every process lies on one node: what is left over on several of them holds none. The largest
+    are placed first, each on the first node with room.
+    """
+    processes = [wanted for _, count, wanted in _needs(job) for _ in range(count) if wanted]
+    processes.sort(key=lambda wanted: max(wanted.values()), reverse=True)
+    free = [dict(node.resources) for node in inventory.nodes]
+    for held in range(most if processes else 1):
+        for wanted in processes:
+            node = next((node for node in free if _copies(Node("", node), wanted) >= 1), None)
+            if node is None:
+                return held
+            for name, amount in wanted.items():
+                node[name] -= amount
+    return most if processes else 1
+
+
 def _needs(job: JobSpec) -> list[Need]:
     workers = ("training.workers", job.training.workers, _wanted(job.training.resources))
     if isinstance(job.pool, StandingPool):

@@ -16,6 +16,8 @@ class DiagnosticBase(Spec):
 
     needs_gradients: ClassVar[bool] = False
     """Whether whole gradients of the student are computed."""
+    needs_labels: ClassVar[bool] = False
+    """Whether it means nothing without the data's own labels."""
 
     name: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = None
     """Where its numbers are found; absent: its kind."""
@@ -63,6 +65,7 @@ class GradientNoiseSpec(_OfRole):
     """
 
     needs_gradients: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     kind: Literal["gradient_noise"]
     batches: Annotated[int, Field(ge=2)] = 16
@@ -91,6 +94,8 @@ class OmegaSpec(_OfRole):
 
     arXiv:2002.03532.
     """
+
+    needs_labels: ClassVar[bool] = True
 
     kind: Literal["omega"]
     lam: Lam = 0.5

@@ -594,6 +594,12 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
                 f"is {spec.kind}, which asks {role} what no label has answered, and pool is none",
                 "Give the job a pool, or remove the diagnostic",
             )
+    if spec.needs_labels and not job.data.has_labels:
+        return (
+            ".kind",
+            f"is {spec.kind}, which reads labels, and the data's format has label: null",
+            "Name the label's field in data.sources.*.format, or remove the diagnostic",
+        )
     if spec.needs_gradients and training.zero == 3:
         return (
             ".kind",

@@ -13,6 +13,9 @@ from .asked import Answered, Asker
 from .engine import Engine
 from .module import no_gradient
 
+WITHOUT_LABELS = ("count", "agreement", "kl")
+"""Sums over positions that say something where the data have no labels."""
+
 
 class HeldOut:
     """Measures the same held-out rows each time; every rank takes its share."""
@@ -35,6 +38,7 @@ class HeldOut:
         self.parts = share(rows, rank, world, spec.training.micro_batch) if rows else []
         """Rows of this rank's micro-batches; every rank has as many."""
         self._role = compared_role if asker.questions is not None else None
+        self._labelled = data.has_labels
         self._world = world
         self._times = 0
 
@@ -61,6 +65,8 @@ class HeldOut:
 
         def consume(outputs: Outputs) -> Tensor:
             for name, value in position_statistics(outputs, batch, signal).items():
+                if not self._labelled and name not in WITHOUT_LABELS:
+                    continue
                 sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
             return torch.zeros(())
 

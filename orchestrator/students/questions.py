@@ -94,6 +94,10 @@ class Questions:
         assert isinstance(signal, LogitSignal)  # no term asks for layers or attention yet
         return signal
 
+    def vocabulary(self, role: str) -> int:
+        """How many ids a role knows."""
+        return self.source.describe(role).vocabulary
+
     def exact_ask(self, role: str) -> SignalAsk:
         """An ask that loses nothing, for evaluation."""
         return exact_ask(has_head=self.heads[role] is not None)

@@ -147,17 +147,19 @@ def lanes_for(plan: StudyPlan, inventory: "Inventory", parallel: int | None) -> 
     Raises:
         SpecError: a job does not fit, or so many do not.
     """
+    from orchestrator.planner.capacity import held_at_once
     from orchestrator.planner.capacity import plan as plan_job
 
-    needs: dict[str, float] = {}
+    wanted = max(len(plan.jobs), parallel or 1)
+    held: list[tuple[int, Mapping[str, float]]] = []
     for job in plan.jobs:
         chain = [each.spec for each in plan.chain(job.key)]
-        for name, amount in plan_job(job.spec, inventory, chain[:-1]).resources.items():
-            needs[name] = max(amount, needs.get(name, 0.0))
-    fitting = [int(inventory.total(name) / amount + 1e-9) for name, amount in needs.items()]
-    most = max(1, min(fitting, default=1))
+        takes = plan_job(job.spec, inventory, chain[:-1]).resources
+        held.append((held_at_once(job.spec, inventory, wanted), takes))
+    least, takes = min(held, key=lambda one: one[0])
+    most = max(1, least)
     if parallel is not None and parallel > most:
-        largest = ", ".join(f"{name} {amount:g}" for name, amount in needs.items())
+        largest = ", ".join(f"{name} {amount:g}" for name, amount in takes.items())
         raise SpecError(
             "--parallel",
             f"is {parallel}, and the cluster holds {most} of the study's jobs (the largest takes "

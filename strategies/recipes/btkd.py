@@ -24,8 +24,8 @@ class Btkd(RoleRecipe):
     """g, of positions where the role is right; the rest is for those where it is wrong."""
 
     def role_terms(self, weight: Number) -> list[TermSpec]:
-        right = self.softened(product(weight, self.right_share))
-        mended = RectifySpec(kind="rectify")
+        mended = RectifySpec(kind="rectify")  # leaves the right ones alone, so both terms share it
+        right = self.softened(product(weight, self.right_share), mended)
         wrong = self.softened(product(weight, rest_of(self.right_share)), mended)
         return [
             ForwardKLSpec(kind="forward_kl", name="right", where="role_right", **right),

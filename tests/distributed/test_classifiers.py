@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from orchestrator.errors import SpecError
 from orchestrator.events import Event, StepDone
+from orchestrator.models.exported import Export
 from orchestrator.models.forward import classify
 from orchestrator.models.load import load_model
 from orchestrator.run_folder import RunFolder
@@ -30,7 +31,7 @@ class House:
 
     root: Path
     session: Session | None = None
-    exports: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, Export] = field(default_factory=dict)
     heard: list[Event] = field(default_factory=list)
     played: int = 0
 
@@ -63,7 +64,7 @@ class House:
         folder.write([spec], 0, [folder.run_id])
         assert self.session is not None
         summary = self.session.run_job(spec, folder, self.exports, resume=False)
-        self.exports[spec.name] = f"{folder.uri}/export"
+        self.exports[spec.name] = Export(f"{folder.uri}/export", spec.student)
         return summary
 
     def losses(self, term: str) -> list[float]:
@@ -100,7 +101,7 @@ def test_a_student_of_labels_and_teacher_reads_digits(house: House) -> None:
 
 
 def test_the_export_of_an_imported_module_is_the_student_that_was_measured(house: House) -> None:
-    folder = house.exports["teacher"]
+    folder = house.exports["teacher"].uri
     spec = ModelSpec(path=folder, task="classifier", allow_remote_code=True)
     module = load_model(spec).module
     images, labels = load_digits(return_X_y=True)

@@ -1,6 +1,7 @@
 """Roles that write, in real actors: killed, gone on with, shared; and a job on their texts."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import ray
 import tiny
 
-from orchestrator.errors import BudgetExhausted, SpecError
+from orchestrator.errors import BudgetExhausted, SpecError, WorkerStalled
 from orchestrator.events import Event, Phase
 from orchestrator.generation import Shelf, Task, written
 from orchestrator.generation import writing as room
@@ -17,7 +18,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec.data import GeneratedSource
 from orchestrator.spec.load import validate_jobs
-from orchestrator.spec.models import RoleSpec
+from orchestrator.spec.models import ResourcesSpec, RoleSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -133,6 +134,21 @@ def test_a_prompt_that_is_too_long_ends_the_run_and_is_no_death(
     with pytest.raises(SpecError, match=r"prompt of text \d+ .*401 tokens"):
         list(written(task(teacher, prompts={"text": long}), Shelf(tmp_path, COUNT, long), 5))
     assert len(hired) == 2
+
+
+@pytest.mark.usefixtures("session")
+def test_a_writer_without_a_place_ends_the_run_with_what_would_give_it_one(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "PLACE_S", 0.5)
+    monkeypatch.setattr(room, "LOOK_S", 0.1)
+    there = task(teacher)
+    resources = ResourcesSpec.model_validate({"custom": {"a_node_to_come": 1.0}})
+    nowhere = replace(there, spec=there.spec.model_copy(update={"resources": resources}))
+    with pytest.raises(WorkerStalled, match=r"no room for a writer.*roles\.teacher\.resources"):
+        list(written(nowhere, shelf(tmp_path / "texts"), restarts=0))
+    with pytest.raises(WorkerStalled, match="no room for a writer"):
+        room.fingerprint_of(nowhere)
 
 
 def test_a_job_learns_what_its_teacher_has_written_and_another_finds_it_there(

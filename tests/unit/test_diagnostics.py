@@ -469,6 +469,13 @@ FEATURES = {
     "data": {"sources": [{"kind": "csv", "path": "x", "format": {"kind": "features"}}]},
 }
 
+WITHOUT = {"kind": "features", "label": None}
+UNLABELLED = {
+    **FEATURES,
+    "data": {"sources": [{"kind": "csv", "path": "x", "format": WITHOUT}]},
+    "objective": {"terms": [{"kind": "forward_kl"}]},
+}
+
 
 @pytest.mark.parametrize(
     ("raw", "message"),
@@ -493,6 +500,8 @@ FEATURES = {
             r"0\.kind: is omega, which asks other what no label has answered",
         ),
         (_raw({"kind": "omega"}, {"kind": "omega"}), r"diagnostics\.1\.name: is 'omega', as that"),
+        (_raw(NOISE, **UNLABELLED), r"0\.kind: is gradient_noise, which reads labels.*label: null"),
+        (_raw({"kind": "omega"}, **UNLABELLED), r"0\.kind: is omega, which reads labels"),
         (_raw(TEXT, **FEATURES), r"0\.kind: is precision_recall with prompts, and a classifier"),
     ],
 )
@@ -506,6 +515,12 @@ def test_what_cannot_be_measured_is_refused_before_training(
 def test_what_labels_have_answered_needs_no_pool() -> None:
     raw = _raw({"kind": "omega"}, {"kind": "fidelity"}, pool="none")
     assert len(JobSpec.model_validate(raw).evaluation.diagnostics) == 2
+
+
+def test_likeness_needs_no_labels() -> None:
+    norms = {"kind": "gradient_norm_by_layer"}
+    assert JobSpec.model_validate(_raw({"kind": "fidelity"}, norms, **UNLABELLED))
+    assert agreement({"positions": 4.0, "same": 1.0}) == {"positions": 4.0, "agreement": 0.25}
 
 
 def test_a_report_shows_the_latest_numbers_and_escapes_names() -> None:

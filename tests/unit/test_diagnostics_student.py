@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import digits
 import numpy as np
 import pytest
 import torch
@@ -17,6 +18,7 @@ from orchestrator.models.forward import forward_hidden, forward_logits
 from orchestrator.students.asked import Answered
 from orchestrator.students.batches import to_device
 from orchestrator.students.diagnostics.gradients import batch_gradients, mean_loss, trained
+from orchestrator.students.diagnostics.texts import sampling
 from orchestrator.students.diagnostics.writing import (
     Prompt,
     as_samples,
@@ -26,6 +28,7 @@ from orchestrator.students.diagnostics.writing import (
     student_writes,
     until_end,
 )
+from orchestrator.students.held_out import HeldOut
 from orchestrator.students.module import StudentModule
 from strategies.contract import Batch, DenseSignal, HiddenSignal, LogitSignal
 from strategies.objective import build_objective
@@ -75,6 +78,19 @@ def _student(name: str = "llama", seed: int = 0) -> tuple[nn.Module, StudentModu
     loaded = tiny(name, seed=seed)
     loaded.module.train()
     return loaded.module, StudentModule(loaded.module, loaded.head())
+
+
+class AskedBefore:
+    """An `Asker` whose role has answered."""
+
+    def __init__(self, answered: Answered) -> None:
+        self.questions, self._answered = self, answered
+
+    def exact_ask(self, role: str) -> None:
+        return None
+
+    def answered(self, *_: object) -> list[Answered]:
+        return [self._answered]
 
 
 def _prompts(count: int, length: int = 5) -> list[Prompt]:
@@ -138,6 +154,39 @@ def test_drawn_texts_do_not_depend_on_how_prompts_are_cut() -> None:
     assert together == texts([[prompt] for prompt in prompts]) == texts([prompts[:3], prompts[3:]])
     greedily = student_writes(engine, [prompts], 8, [greedy])[0]
     assert together != greedily
+
+
+def test_a_student_writes_no_token_that_a_narrower_role_cannot_read() -> None:
+    _, wrapped = _student()
+    engine: Any = Engine(wrapped)
+    prompts = _prompts(4)
+
+    def written(entries: int) -> list[int]:
+        texts = student_writes(engine, [prompts], 8, sampling([prompts], entries, 0))[0]
+        return [token for text in texts for token in text]
+
+    assert max(written(97)) >= 40 > max(written(40))
+
+
+@pytest.mark.parametrize("label", [None, "label"])
+def test_held_out_numbers_that_need_labels_are_those_of_labelled_data(label: str | None) -> None:
+    _, wrapped = _student()
+    batch = _micro()
+    theirs = torch.randn(len(batch.kept_targets), 97)
+    asker: Any = AskedBefore(Answered(batch, {"teacher": DenseSignal(theirs)}, None))
+    engine: Any = Engine(wrapped)
+    source = {"kind": "import", "target": "a:b", "format": {"kind": "features", "label": label}}
+    terms = [{"kind": "forward_kl"}]
+    teacher = {"path": "x", "task": "classifier"}
+    spec = digits.job(
+        data={"sources": [source]}, objective={"terms": terms}, roles={"teacher": teacher}
+    )
+    store = SampleStore.of([Sample("s", np.arange(9, dtype=np.int32), np.arange(9) > 0)])
+    found = HeldOut(engine, store, spec, 0, 1, asker, "teacher").measure()
+    assert found is not None
+    assert found.kl is not None and found.top1_agreement is not None
+    for value in (found.student_loss, found.student_accuracy, found.teacher_loss):
+        assert (value is None) == (label is None)
 
 
 def test_texts_end_with_their_first_end_token() -> None:

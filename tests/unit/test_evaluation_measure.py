@@ -43,6 +43,13 @@ def test_without_a_role_the_comparison_is_absent_not_zero() -> None:
     assert found.metrics()["held_out/student_loss"] == 1.5
 
 
+def test_without_labels_likeness_alone_is_measured() -> None:
+    found = Evaluation.from_sums({"count": 4.0, "agreement": 2.0, "kl": 1.0})
+    assert found.to_dict() == {"positions": 4, "top1_agreement": 0.5, "kl": 0.25}
+    named = {"positions": 4, "top1_agreement": 0.5, "kl": 0.25}
+    assert found.metrics() == {f"held_out/{name}": value for name, value in named.items()}
+
+
 def test_a_top_k_teacher_has_agreement_but_no_loss() -> None:
     known = {name: value for name, value in COMPARED.items() if name != "teacher_nll"}
     found = Evaluation.from_sums({**PART, **known})

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from orchestrator.errors import SpecError
 from orchestrator.models.export import export_folder
+from orchestrator.models.exported import Export, may_import
 from orchestrator.models.folder import check_folder
 from orchestrator.models.forward import classify
 from orchestrator.models.load import Loaded, load_model
@@ -109,6 +110,27 @@ def test_code_named_by_a_folder_is_imported_by_consent_only(tmp_path: Path) -> N
             look()
     with pytest.raises(SpecError, match="does not import"):
         load_model(bare.model_copy(update={"allow_remote_code": True}))
+
+
+def test_an_earlier_jobs_export_names_the_code_of_the_list_or_is_refused(tmp_path: Path) -> None:
+    loaded, folder = exported(tmp_path)
+    assert loaded.made is not None
+    named = ModelSpec(**{"import": loaded.made.target}, arguments=loaded.made.arguments)
+    later = ModelSpec(job="first")
+    exports = {"first": Export(str(folder), named), "second": Export(str(folder), later)}
+    assert may_import(folder, "first", exports, "student.job")
+    assert may_import(folder, "second", exports, "student.job")
+    by_path = {"first": Export(str(folder), ModelSpec(path=str(folder), allow_remote_code=True))}
+    assert may_import(folder, "first", by_path, "student.job")
+    fresh = {"first": Export(str(folder), ModelSpec(architecture={"model_type": "llama"}))}
+    with pytest.raises(SpecError, match=r"job first is made by no code.*run that job again"):
+        may_import(folder, "first", fresh, "roles.teacher.job")
+    changed = (folder / MADE_FILE).read_text().replace(loaded.made.target, "os:system")
+    (folder / MADE_FILE).write_text(changed)
+    for name in ("first", "second"):
+        with pytest.raises(SpecError, match=r"roles\.teacher\.job.*os:system.*run that job again"):
+            may_import(folder, name, exports, "roles.teacher.job")
+    assert not may_import(tmp_path, "first", exports, "student.job")  # nothing to import
 
 
 def test_an_export_that_is_torn_or_of_other_code_is_refused(tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """Jafari et al., arXiv:2212.05998: from small logits and a margin to the labels."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_objective import objective_of, result, scene
+from torch import Tensor
 
+from strategies.contract import Batch, DenseSignal, Outputs
 from strategies.progress import Progress
 
 DISTANCE = "logits_distance"
@@ -82,3 +86,43 @@ def test_without_a_stair_phi_rises_evenly_to_the_end() -> None:
     assert psi[0] == 0.0 and psi[-1] == 1.0
     total = [a + each[f"{DISTANCE}.weight"] for a, each in zip(psi, numbers, strict=True)]
     assert total == pytest.approx([1.0] * 21)
+
+
+# --- a role with noise: sin(3x) + 0.3 sin(40x) ---------------------------------------------------
+
+
+def _learned(term: dict[str, Any]) -> tuple[float, float]:
+    """Amplitude of the noise in what a small net has learned, and its error to the clean curve."""
+    steps, x = 1000, torch.linspace(-1, 1, 256).unsqueeze(1)
+    noise = torch.sin(40 * x)
+    role, clean = torch.sin(3 * x) + 0.3 * noise, torch.sin(3 * x)
+    batch = Batch({}, torch.zeros(256, 1, dtype=torch.int64), torch.arange(256).unsqueeze(1))
+    signals, objective = {"teacher": DenseSignal(role)}, objective_of(term)
+    make = torch.Generator().manual_seed(0)
+    first = 10 * torch.randn(64, generator=make)
+    shift = 10 * (2 * torch.rand(64, generator=make) - 1)
+    weights = [first, shift, torch.randn(64, generator=make) / 8, torch.zeros(1)]
+    for weight in weights:
+        weight.requires_grad_()
+    optimizer = torch.optim.Adam(weights, lr=1e-2)
+
+    def net() -> Tensor:
+        return torch.tanh(x * weights[0] + weights[1]) @ weights[2].unsqueeze(1) + weights[3]
+
+    for step in range(steps):
+        numbers = objective.numbers(Progress(step, steps), objective.start())
+        scales = {DISTANCE: 1 / 256}
+        loss, _ = objective.loss(Outputs(logits=net()), batch, signals, numbers, scales)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    gap = net().detach() - clean
+    return float((gap * noise).sum() / noise.square().sum()), float(gap.square().mean())
+
+
+def test_a_margin_halves_what_is_learned_of_the_roles_noise() -> None:
+    phi = {"kind": "linear", "start": 0.1, "end": 1.0}
+    annealed = {"kind": DISTANCE, "logit_scale": phi}
+    amplitude, error = _learned(annealed)
+    forgiven_amplitude, forgiven_error = _learned({**annealed, "margin": 0.1})
+    assert 0 < forgiven_amplitude < amplitude / 2 and forgiven_error < error / 2

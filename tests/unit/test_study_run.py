@@ -116,6 +116,17 @@ def test_as_many_jobs_run_side_by_side_as_the_cluster_holds(tmp_path: Path) -> N
         lanes_for(plan, SMALL, 3)
 
 
+def test_jobs_side_by_side_are_counted_node_by_node(tmp_path: Path) -> None:
+    """Two and a half cores of worker and half a core of replica: three of nodes of four cores."""
+    raw = studies.raw_study()
+    for job in raw["jobs"]:
+        job["storage"] = str(tmp_path / "runs")
+        job["training"]["resources"]["cpus"] = 2.5
+    plan = plan_study(studies.study(**raw))
+    nodes = [Inventory(tuple(Node(f"{i}", {"CPU": 12.0 / n}) for i in range(n))) for n in (1, 2, 3)]
+    assert [lanes_for(plan, cluster, None) for cluster in nodes] == [4, 4, 3]
+
+
 # --- the command ---------------------------------------------------------------------------------
 
 

@@ -111,7 +111,8 @@ def _spread(omega: Tensor) -> dict[str, object]:
     }
 
 
-COUNTS: tuple[str, ...] = ("positions", "same", "role_wrong", "same_role_wrong", "both_wrong")
+COUNTS_WITHOUT_LABELS: tuple[str, ...] = ("positions", "same")
+COUNTS: tuple[str, ...] = (*COUNTS_WITHOUT_LABELS, "role_wrong", "same_role_wrong", "both_wrong")
 
 
 def agreement_counts(seen: Compared) -> dict[str, float]:
@@ -129,7 +130,8 @@ def agreement(sums: dict[str, float]) -> dict[str, float]:
     Returns:
         `agreement`: of all; `agreement_role_wrong`: of those where the role is wrong;
         `agreement_both_wrong`: of those where both are, which says whether they make the same
-        mistakes. Without such positions a share is left out.
+        mistakes. Without such positions, or without labels (`COUNTS_WITHOUT_LABELS`), a share is
+        left out.
 
     Source:
         Ramesh, Sengupta, Chakraborty. "On the Generalization vs Fidelity Paradox in Knowledge
@@ -142,5 +144,5 @@ def agreement(sums: dict[str, float]) -> dict[str, float]:
     }
     return {
         "positions": sums["positions"],
-        **{name: sums[a] / sums[b] for name, (a, b) in shares.items() if sums[b]},
+        **{name: sums[a] / sums[b] for name, (a, b) in shares.items() if sums.get(b)},
     }

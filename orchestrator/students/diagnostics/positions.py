@@ -7,6 +7,7 @@ from torch import Tensor
 
 from orchestrator.evaluation.diagnostics.positions import (
     COUNTS,
+    COUNTS_WITHOUT_LABELS,
     Compared,
     agreement,
     agreement_counts,
@@ -34,11 +35,13 @@ def measure_omega(site: Site, spec: OmegaSpec, work: str) -> dict[str, Any]:
 
 def measure_agreement(site: Site, role: str, work: str) -> dict[str, float]:
     """See `agreement`. Collective."""
-    sums: dict[str, float] = dict.fromkeys(COUNTS, 0.0)
+    names = COUNTS if site.job.data.has_labels else COUNTS_WITHOUT_LABELS
+    sums: dict[str, float] = dict.fromkeys(names, 0.0)
 
     def look(seen: Compared) -> None:
-        for name, count in agreement_counts(seen).items():
-            sums[name] += count
+        found = agreement_counts(seen)
+        for name in names:
+            sums[name] += found[name]
 
     site.compare(role, work, look)
     return agreement(site.sum_numbers(sums))

@@ -12,7 +12,7 @@ from orchestrator.spec.diagnostics import FidelitySpec, PrecisionRecallSpec
 
 from .positions import measure_agreement
 from .site import Site
-from .writing import Prompt, as_samples, greedy, role_writes, student_writes, until_end
+from .writing import Choose, Prompt, as_samples, greedy, role_writes, student_writes, until_end
 
 
 def measure_fidelity(site: Site, spec: FidelitySpec, work: str) -> dict[str, float]:
@@ -62,22 +62,23 @@ def measure_precision_recall(site: Site, spec: PrecisionRecallSpec, work: str) -
 
     Returns:
         `written_tokens`; in nats a token `precision`: mean log-probability under the role of what
-        the student draws at temperature 1 after held-out prompts; `own`: the same under the
-        student, minus its entropy as drawn; `recall`: mean log-probability of held-out text under
-        the student.
+        the student draws at temperature 1, from what the role has entries for, after held-out
+        prompts; `own`: the same under the student, minus its entropy as drawn; `recall`: mean
+        log-probability of held-out text under the student.
 
     Source:
         Cha, Cho. "Why Knowledge Distillation Works in Generative Models: A Minimal Working
         Explanation." arXiv:2505.13111. Held-out text stands for samples of the reference.
     """
+    role = site.role(spec.role)
     parts = site.prompts(spec.prompts, spec.prompt_tokens)
-    choose = [partial(_drawn, site.job.seed, prompts) for prompts in parts]
+    choose = sampling(parts, site.questions.vocabulary(role), site.job.seed)
     texts = student_writes(site.engine, parts, spec.tokens, choose)
     written = as_samples(
         [prompt for prompts in parts for prompt in prompts],
         [until_end(text, site.end) for part in texts for text in part],
     )
-    drawn_text = site.log_likelihoods(written, _rows(parts), site.role(spec.role), f"{work}-text")
+    drawn_text = site.log_likelihoods(written, _rows(parts), role, f"{work}-text")
     held_out = site.log_likelihoods(site.held_out.store, site.held_out.parts, None, work)
     return {
         "written_tokens": drawn_text["count"],
@@ -87,8 +88,19 @@ def measure_precision_recall(site: Site, spec: PrecisionRecallSpec, work: str) -
     }
 
 
-def _drawn(seed: int, prompts: Sequence[Prompt], logits: Tensor, position: int) -> Tensor:
-    return drawn(logits, [uniform("text", seed, prompt.id, position) for prompt in prompts])
+def sampling(parts: Sequence[Sequence[Prompt]], entries: int, seed: int) -> list[Choose]:
+    """By part, how tokens are drawn at temperature 1: below `entries`, what a role can read.
+
+    A student's vocabulary may be padded further than its role's.
+    """
+    return [partial(_drawn, seed, prompts, entries) for prompts in parts]
+
+
+def _drawn(
+    seed: int, prompts: Sequence[Prompt], entries: int, logits: Tensor, position: int
+) -> Tensor:
+    places = [uniform("text", seed, prompt.id, position) for prompt in prompts]
+    return drawn(logits[:, :entries], places)
 
 
 def _rows(parts: Sequence[Sequence[Prompt]]) -> list[list[Row]]:

@@ -1,0 +1,64 @@
+"""Students of earlier jobs: where they are, and whether what lies there may name code.
+
+Whoever can write the storage could change what an export says. So it is believed only where it
+names the code that the list of jobs itself names. Imports neither torch nor ray.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.models import ModelSpec
+
+from .made import MADE_FILE, Made, is_made, made_by, read_made
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What a job of the list leaves behind."""
+
+    uri: str  # folder or fsspec URI
+    student: ModelSpec  # as the job's file has it
+
+
+def may_import(folder: str | Path, name: str, exports: Mapping[str, Export], field: str) -> bool:
+    """Whether loading a job's export imports code, which is then the code that the list names.
+
+    Args:
+        folder: the export, on this node.
+        name: of the job.
+        exports: by job, at least of those that the student's own source goes back to.
+        field: what refers to the export, for messages.
+
+    Raises:
+        SpecError: the export names other code.
+    """
+    if not is_made(folder):
+        return False
+    first = exports[name].student
+    while first.job is not None:
+        first = exports[first.job].student
+    wanted = _named(first, field)
+    if wanted is None and first.allow_remote_code:
+        return True
+    found = read_made(folder, field)
+    if found != wanted:
+        named = "no code" if wanted is None else wanted.text
+        raise SpecError(
+            field,
+            f"{Path(folder) / MADE_FILE} names {found.text}, and the student of job {name} is made "
+            f"by {named}",
+            "Somebody has changed the export: run that job again, where nobody else can write",
+        )
+    return True
+
+
+def _named(spec: ModelSpec, field: str) -> Made | None:
+    """How the list says that a student is made; None: it is no imported module, or a registry's."""
+    kind, value = spec.source
+    if kind == "import":
+        return made_by(value, spec.arguments, field)
+    if kind == "path" and is_made(value):
+        return read_made(value, field)
+    return None
