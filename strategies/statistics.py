@@ -127,7 +127,7 @@ def _add_role(
     targets, reader = whole.targets[rows], whole.readers[_ROLE]
     theirs, likeliest = None, None
     if isinstance(reader, DenseReader):
-        theirs = reader.logits(rows, work.take("teacher", *logits.shape))
+        theirs = reader.logits(rows, work.take("teacher", logits.shape[0], logits.shape[1]))
         nll = torch.logsumexp(theirs, 1) - _at(theirs, targets)
         sums["teacher_nll"] += nll.sum(dtype=torch.float64)
         likeliest = theirs.argmax(1)

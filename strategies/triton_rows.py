@@ -6,6 +6,9 @@ is.
 C rows, V the student's vocabulary.
 """
 
+# Triton's annotations know neither launch options nor plain numbers for constants.
+# pyright: reportCallIssue=false, reportArgumentType=false
+
 from collections.abc import Sequence
 
 import triton

@@ -18,6 +18,7 @@ from orchestrator.spec.job import JobSpec, LearningRateSpec, OptimizerSpec, Trai
 from strategies.contract import Batch
 
 from .module import Consumer, Owe
+from .operators import ADAM, COMMUNICATION, build_operators
 
 
 def learning_rate(spec: LearningRateSpec, peak: float, step: int, total: int) -> float:
@@ -101,6 +102,7 @@ class Engine:
         """`leaves` are modules that ZeRO-3 gathers whole (mixture-of-experts blocks)."""
         training = job.training
         config = deepspeed_config(job)
+        build_operators([COMMUNICATION, ADAM] if training.offload == "cpu" else [COMMUNICATION])
         if training.zero == 3 and leaves:
             deepspeed.utils.set_z3_leaf_modules(module, list(leaves))
         # DeepSpeed's own annotations are loose unions, hence Any.
