@@ -6,12 +6,12 @@ is found before anything starts. Heavy imports wait until then.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, SpecError
-from orchestrator.evaluation.measure import Evaluation
+from orchestrator.evaluation.paths import USUAL, paths_of
 from orchestrator.events import Event, JobEnded, Warned
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
@@ -23,7 +23,7 @@ from .findings import Checked, check_assertions
 from .folder import StudyFolder, local_storage, open_folder
 from .journal import Journal, Told
 from .load import study_yaml
-from .numbers import Results, gather, paths_of, value_of
+from .numbers import Results, gather, value_of
 from .plan import PlannedJob, StudyPlan, plan_study
 from .progress import OnEvent, StudyProgress
 from .spec import StudySpec
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 REMOTE = Path.home() / ".cache/stillhouse/runs"
 """Folder of what a study with a remote storage keeps on this machine."""
-
-USUAL = frozenset(paths_of(Evaluation(0, *[0.0] * (len(fields(Evaluation)) - 1)).to_dict()))
-"""Paths of what every evaluation may have."""
 
 
 @dataclass(frozen=True, slots=True)
