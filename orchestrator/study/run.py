@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.paths import USUAL, paths_of
 from orchestrator.events import Event, JobEnded, Warned
+from orchestrator.series.folder import Folder, local_storage
+from orchestrator.series.journal import Journal
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
 from orchestrator.spec.job import TrackingSpec
@@ -20,8 +22,8 @@ from orchestrator.spec.paths import absolute_paths
 
 from .crew import Crew, still_there
 from .findings import Checked, check_assertions
-from .folder import StudyFolder, local_storage, open_folder
-from .journal import Journal, Told
+from .folder import open_folder
+from .journal import Entry, Told, open_journal
 from .load import study_yaml
 from .numbers import Results, gather, value_of
 from .plan import PlannedJob, StudyPlan, plan_study
@@ -88,7 +90,7 @@ def run_study(
         accept_changes=accept_changes,
     )
     plan = _placed(plan, folder)
-    with Journal(folder.journal) as journal:
+    with open_journal(folder.journal) as journal:
         tracker = _tracker(study, plan, folder)
         status = "failed"
         try:
@@ -108,7 +110,7 @@ def run_study(
 
 def _work(
     plan: StudyPlan,
-    journal: Journal,
+    journal: Journal[Entry],
     parallel: int | None,
     on_event: OnEvent,
 ) -> tuple[Mapping[str, str], bool]:
@@ -118,14 +120,13 @@ def _work(
         return {}, False
     import ray
 
+    from orchestrator.series.sessions import sessions
     from orchestrator.session import inventory, join_ray
-
-    from .driver import SESSIONS
 
     started = join_ray(plan.jobs[0].spec.ray.address)
     try:
         lanes = lanes_for(plan, inventory(), parallel)
-        crew = Crew(plan, SESSIONS, journal, done, lanes, on_event)
+        crew = Crew(plan, sessions(), journal, done, lanes, on_event)
         interrupted = crew.work()
         return crew.causes, interrupted
     finally:
@@ -191,7 +192,7 @@ def _absolute(plan: StudyPlan) -> StudyPlan:
     return _with_specs(plan, absolute_paths)
 
 
-def _placed(plan: StudyPlan, folder: StudyFolder) -> StudyPlan:
+def _placed(plan: StudyPlan, folder: Folder) -> StudyPlan:
     """Its jobs, with runs inside the study's folder and below the study's own run in tracking."""
     from orchestrator.tracking import address_of
 
@@ -210,7 +211,7 @@ def _with_specs(plan: StudyPlan, change: Callable[[JobSpec], JobSpec]) -> StudyP
     return StudyPlan(plan.cells, tuple(map(changed, plan.jobs)))
 
 
-def _tracker(study: StudySpec, plan: StudyPlan, folder: StudyFolder) -> "Tracker":
+def _tracker(study: StudySpec, plan: StudyPlan, folder: Folder) -> "Tracker":
     """The study's own run, which its jobs' runs lie below."""
     from orchestrator.tracking import Tracker
 
@@ -235,8 +236,8 @@ def _tracker(study: StudySpec, plan: StudyPlan, folder: StudyFolder) -> "Tracker
 def _conclude(
     study: StudySpec,
     plan: StudyPlan,
-    folder: StudyFolder,
-    journal: Journal,
+    folder: Folder,
+    journal: Journal[Entry],
     causes: Mapping[str, str],
     tracker: "Tracker",
 ) -> StudyResult:
