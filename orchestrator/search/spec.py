@@ -385,3 +385,12 @@ class SearchSpec(Spec):
                         "Write choice, or use searcher random or grid",
                     )
         return self
+
+
+STEP = "step"
+"""Optimiser steps done, in what Ray Tune hears of a trial."""
+
+
+def goal_name(index: int) -> str:
+    """What a goal is called there."""
+    return f"goal_{index}"
