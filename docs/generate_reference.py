@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from orchestrator.search.spec import SearchSpec
 from orchestrator.spec import JobSpec
 from strategies.specs import Within
 
@@ -32,13 +33,16 @@ A job file is YAML: one job (a mapping with the keys of [JobSpec](#jobspec)), or
 jobs under `jobs:`. Unknown keys are errors. `--set a.b.c=value` overrides any field of every job,
 `--set JOB:a.b.c=value` those of one. `stillhouse validate FILE` prints a job with all its defaults.
 
+With the key `search`, whose value is a [SearchSpec](#searchspec), one job is searched by
+`stillhouse search FILE`.
+
 Where a mapping has a `kind`, it chooses which of several tables below applies.
 """
 
 
 def render() -> str:
     """The whole page."""
-    models = list(dict.fromkeys(_reachable(JobSpec)))
+    models = list(dict.fromkeys([*_reachable(JobSpec), *_reachable(SearchSpec)]))
     return "\n".join([HEAD, *(_section(model) for model in models)])
 
 

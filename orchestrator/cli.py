@@ -22,6 +22,7 @@ import typer
 
 from orchestrator.cli_cache import cache_app
 from orchestrator.cli_recipes import recipes
+from orchestrator.cli_search import run_file as run_search_file
 from orchestrator.cli_study import run_file as run_study_file
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
@@ -115,6 +116,35 @@ def study(
 ) -> None:
     """Run a study: jobs x arms x seeds, ending in a table."""
     run_study_file(
+        file,
+        overrides or (),
+        environment_defaults(os.environ),
+        resume=resume,
+        parallel=parallel,
+        accept_changes=accept_changes,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def search(
+    file: Annotated[
+        Path | None, typer.Argument(help="Search file (YAML); left out with --resume.")
+    ] = None,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Go on with a search begun before.", metavar="NAME")
+    ] = None,
+    parallel: Annotated[
+        int | None, typer.Option(min=1, help="Trials side by side; default: as many as fit.")
+    ] = None,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Go on though the file has changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run a search: trials of one job over one pool, chosen and stopped by Ray Tune."""
+    run_search_file(
         file,
         overrides or (),
         environment_defaults(os.environ),

@@ -54,10 +54,21 @@ CACHE = Path.home() / ".cache" / "stillhouse"
 
 
 class Session:
-    """Ray joined or started; pools and groups made when a job first needs them."""
+    """Ray joined or started; pools and groups made when a job first needs them.
 
-    def __init__(self, jobs: Sequence[JobSpec], on_event: Callable[[Event], None]) -> None:
-        self._jobs, self._on_event = jobs, on_event
+    Args:
+        jobs: the list.
+        on_event: hears everything.
+        pool: answers for all jobs, and is not the session's to end; None: it brings up its own.
+    """
+
+    def __init__(
+        self,
+        jobs: Sequence[JobSpec],
+        on_event: Callable[[Event], None],
+        pool: Pool | None = None,
+    ) -> None:
+        self._jobs, self._on_event, self._lent = jobs, on_event, pool
         self.pools: dict[str, Pool] = {}
         self.caches: dict[str, Cache] = {}
         self._group: Group | None = None
@@ -227,6 +238,10 @@ class Session:
         note_sources(cache, sources, fingerprints)
         return {"status": "done", "job": job.name, "labelled": list(told.values())}
 
+    def write_texts(self, job: JobSpec) -> None:
+        """Have roles write the texts that a job learns from, unless they are there."""
+        self._with_texts(*_resolved(job, {}))
+
     def _with_texts(self, job: JobSpec, tokenizer: str | None) -> JobSpec:
         """The job with files in place of what roles write; writes what is not there yet."""
         if tokenizer is None or not job.data.writers:
@@ -288,6 +303,8 @@ class Session:
             return None
         if isinstance(job.pool, StandingPool):
             return Pool.attach(job.pool.name)
+        if self._lent is not None:
+            return self._lent
         roles = {name: job.roles[name] for name in job.used_roles}
         wanted = PoolPlan(
             job.name,

@@ -106,6 +106,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for index, raw in enumerate(document):
         if not isinstance(raw, dict):
             raise SpecError(f"{path}: jobs.{index}", f"is {raw!r}, not a mapping", "Write a job")
+        if "search" in raw:
+            raise SpecError(
+                "search", "makes many jobs of this one", f"Run them by stillhouse search {path}"
+            )
     return document
 
 

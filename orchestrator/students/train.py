@@ -123,6 +123,7 @@ class Run:
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
         module = StudentModule(loaded.module, loaded.head(), owed)
+        self.parameters = sum(each.numel() for each in module.parameters())  # before ZeRO cuts them
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
@@ -178,6 +179,7 @@ class Run:
             "status": "done",
             "run_id": self.job.run_id,
             "steps": self.steps,
+            "parameters": self.parameters,
             "tokens": self.tokens,
             "tokens_per_s": self.tokens / self.loop_s if self.loop_s else 0.0,
             "student_wait_share": self.wait_s / self.loop_s if self.loop_s else 0.0,

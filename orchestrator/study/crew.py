@@ -9,18 +9,16 @@ what runs a job is given.
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
 
 import fsspec
 
-from orchestrator.errors import CheckpointError, Interrupted, SpecError, StillhouseError
+from orchestrator.errors import Interrupted
 from orchestrator.events import Event, Warned
-from orchestrator.spec import JobSpec
+from orchestrator.series.drivers import Drivers, Lane
+from orchestrator.series.journal import Journal
 
-from .journal import Entry, Journal, Told
+from .journal import Entry, Told
 from .lanes import Board, choose, left_s
 from .plan import PlannedJob, StudyPlan
 from .progress import OnEvent, StudyProgress
@@ -30,35 +28,6 @@ logger = logging.getLogger(__name__)
 ATTEMPTS = 2
 ASK_AGAIN_S = 2.0
 """Between requests to stop: a job that is only coming up has not heard the one before."""
-
-
-class Driver(Protocol):
-    """Runs jobs one after another, and keeps what they can share between them."""
-
-    def run(
-        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
-    ) -> dict[str, Any]:
-        """Run the last job of a list, whose others are done; its summary.
-
-        Raises:
-            Interrupted: stopped on request, with a checkpoint.
-        """
-        ...
-
-    def request_stop(self) -> None:
-        """Ask the running job to stop; from any thread, as often as one likes."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Drivers:
-    """How lanes come by what runs their jobs."""
-
-    open: Callable[[Sequence[JobSpec], OnEvent], AbstractContextManager[Driver]]
-    """For one lane: the list it begins with, and where events go."""
-    new_run_id: Callable[[str], str]
-    can_resume: Callable[[JobSpec, str], bool]
-    """Whether the run of an id has a checkpoint to go on from."""
 
 
 class Crew:
@@ -77,7 +46,7 @@ class Crew:
         self,
         plan: StudyPlan,
         drivers: Drivers,
-        journal: Journal,
+        journal: Journal[Entry],
         done: Mapping[str, Entry],
         lanes: int,
         on_event: OnEvent,
@@ -91,7 +60,7 @@ class Crew:
         self._begun = dict(Told.by(journal.entries).begun)
         self._done = set(done)
         self._running: dict[int, PlannedJob] = {}
-        self._at_work: dict[int, Driver] = {}
+        self._at_work: dict[int, Lane] = {}
         self._took_s: dict[str, float] = {}
         self._stopping = False
         self._broken: BaseException | None = None
@@ -124,8 +93,8 @@ class Crew:
             self._known.notify_all()
         for thread in threads:
             while thread.is_alive():
-                for driver in list(self._at_work.values()):
-                    driver.request_stop()
+                for lane in list(self._at_work.values()):
+                    lane.request_stop()
                 thread.join(ASK_AGAIN_S)
 
     # --- one lane --------------------------------------------------------------------------------
@@ -133,9 +102,10 @@ class Crew:
     def _lane(self, number: int) -> None:
         last: PlannedJob | None = None
         try:
-            with ExitStack() as held:
+            with Lane(self._drivers, self._tell, lambda: self._stopping) as lane:
+                self._at_work[number] = lane
                 while (job := self._take(number, last)) is not None:
-                    last = job if self._do(number, job, held) else None
+                    last = job if self._do(number, job, lane) else None
         except BaseException as error:  # kept, not swallowed: `work` raises it
             self._broken = self._broken or error
             self._leave(number)
@@ -154,43 +124,30 @@ class Crew:
                 self._known.wait()
         return None
 
-    def _do(self, number: int, job: PlannedJob, held: ExitStack) -> bool:
+    def _do(self, number: int, job: PlannedJob, lane: Lane) -> bool:
         """Run a job, twice if need be; whether it is done."""
-        for attempts_left in reversed(range(ATTEMPTS)):
-            try:
-                self._attempt(number, job, held)
-            except Interrupted:
-                self._leave(number)
-                return False
-            except Exception as error:  # whatever it was, the other jobs' results are wanted
-                ours = isinstance(error, StillhouseError)
-                cause = str(error) if ours else f"{type(error).__name__}: {error}"
-                logger.warning("%s failed: %s", job.name, cause, exc_info=not ours)
-                self._at_work.pop(number, None)
-                held.close()  # a failure may leave workers in any state
-                if isinstance(error, CheckpointError):
-                    self._begun.pop(job.key, None)  # what it left cannot be gone on with
-                if isinstance(error, SpecError) or not attempts_left:
-                    self._finish(number, job, cause)
-                    return False
-                if self._stopping:
-                    self._leave(number)
-                    return False
-                self._tell(Warned(job.name, f"failed ({cause}); trying once more"))
-            else:
-                self._finish(number, job, None)
-                return True
-        raise AssertionError("the last attempt returns")
+        try:
+            cause = lane.tried(
+                job.name,
+                ATTEMPTS,
+                lambda: self._attempt(job, lane),
+                lambda: self._forget(job),
+            )
+        except Interrupted:
+            self._leave(number)
+            return False
+        self._finish(number, job, cause)
+        return cause is None
 
-    def _attempt(self, number: int, job: PlannedJob, held: ExitStack) -> None:
+    def _forget(self, job: PlannedJob) -> None:
+        self._begun.pop(job.key, None)
+
+    def _attempt(self, job: PlannedJob, lane: Lane) -> None:
         """One run of a job, from its newest checkpoint where an earlier attempt left one."""
         chain = self._plan.chain(job.key)
         specs = [each.spec for each in chain]
         began = time.monotonic()
-        driver = self._at_work.get(number)
-        if driver is None:
-            driver = held.enter_context(self._drivers.open(specs, self._tell))
-            self._at_work[number] = driver
+        lane.opened(specs)
         begun = self._begun.get(job.key)
         resume = begun is not None and self._drivers.can_resume(job.spec, begun.run_id)
         run_id = begun.run_id if begun and resume else self._drivers.new_run_id(job.name)
@@ -198,7 +155,7 @@ class Crew:
         self._write(self._begun[job.key])
         self._report()
         run_ids = [*(self._run_ids[each.key] for each in chain[:-1]), run_id]
-        summary = driver.run(specs, run_ids, resume=resume)
+        summary = lane.run(specs, run_ids, resume=resume)
         self._write(Entry("done", job.key, job.name, run_id, summary))
         with self._known:
             self._run_ids[job.key] = run_id

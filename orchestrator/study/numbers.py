@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from orchestrator.evaluation.paths import number_at
+
 from .plan import Arms, StudyPlan
 from .spec import MetricSpec, StudySpec
 
@@ -129,23 +131,8 @@ def gather(
 
 def value_of(summary: Mapping[str, Any], metric: MetricSpec) -> float | None:
     """A metric's number in a summary; None if there is none."""
-    found: Any = summary if metric.source == "summary" else summary.get("evaluation")
-    for part in metric.path.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return None
-        found = found[part]
-    if isinstance(found, bool) or not isinstance(found, int | float):
-        return None
-    return float(found) if math.isfinite(found) else None
-
-
-def paths_of(values: Any, prefix: str = "") -> Iterator[str]:
-    """Dotted paths of all numbers in nested mappings."""
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from paths_of(value, f"{prefix}.{name}" if prefix else str(name))
-    elif isinstance(values, int | float) and not isinstance(values, bool):
-        yield prefix
+    found = summary if metric.source == "summary" else summary.get("evaluation")
+    return number_at(found, metric.path)
 
 
 def mean_of(values: Sequence[float]) -> Mean:

@@ -6,13 +6,15 @@ is found before anything starts. Heavy imports wait until then.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.errors import Interrupted, SpecError
-from orchestrator.evaluation.measure import Evaluation
+from orchestrator.evaluation.paths import USUAL, paths_of
 from orchestrator.events import Event, JobEnded, Warned
+from orchestrator.series.folder import Folder, local_storage
+from orchestrator.series.journal import Journal
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
 from orchestrator.spec.job import TrackingSpec
@@ -20,10 +22,10 @@ from orchestrator.spec.paths import absolute_paths
 
 from .crew import Crew, still_there
 from .findings import Checked, check_assertions
-from .folder import StudyFolder, local_storage, open_folder
-from .journal import Journal, Told
+from .folder import open_folder
+from .journal import Entry, Told, open_journal
 from .load import study_yaml
-from .numbers import Results, gather, paths_of, value_of
+from .numbers import Results, gather, value_of
 from .plan import PlannedJob, StudyPlan, plan_study
 from .progress import OnEvent, StudyProgress
 from .spec import StudySpec
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
 
 REMOTE = Path.home() / ".cache/stillhouse/runs"
 """Folder of what a study with a remote storage keeps on this machine."""
-
-USUAL = frozenset(paths_of(Evaluation(0, *[0.0] * (len(fields(Evaluation)) - 1)).to_dict()))
-"""Paths of what every evaluation may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def run_study(
         accept_changes=accept_changes,
     )
     plan = _placed(plan, folder)
-    with Journal(folder.journal) as journal:
+    with open_journal(folder.journal) as journal:
         tracker = _tracker(study, plan, folder)
         status = "failed"
         try:
@@ -111,7 +110,7 @@ def run_study(
 
 def _work(
     plan: StudyPlan,
-    journal: Journal,
+    journal: Journal[Entry],
     parallel: int | None,
     on_event: OnEvent,
 ) -> tuple[Mapping[str, str], bool]:
@@ -121,14 +120,13 @@ def _work(
         return {}, False
     import ray
 
+    from orchestrator.series.sessions import sessions
     from orchestrator.session import inventory, join_ray
-
-    from .driver import SESSIONS
 
     started = join_ray(plan.jobs[0].spec.ray.address)
     try:
         lanes = lanes_for(plan, inventory(), parallel)
-        crew = Crew(plan, SESSIONS, journal, done, lanes, on_event)
+        crew = Crew(plan, sessions(), journal, done, lanes, on_event)
         interrupted = crew.work()
         return crew.causes, interrupted
     finally:
@@ -196,7 +194,7 @@ def _absolute(plan: StudyPlan) -> StudyPlan:
     return _with_specs(plan, absolute_paths)
 
 
-def _placed(plan: StudyPlan, folder: StudyFolder) -> StudyPlan:
+def _placed(plan: StudyPlan, folder: Folder) -> StudyPlan:
     """Its jobs, with runs inside the study's folder and below the study's own run in tracking."""
     from orchestrator.tracking import address_of
 
@@ -215,7 +213,7 @@ def _with_specs(plan: StudyPlan, change: Callable[[JobSpec], JobSpec]) -> StudyP
     return StudyPlan(plan.cells, tuple(map(changed, plan.jobs)))
 
 
-def _tracker(study: StudySpec, plan: StudyPlan, folder: StudyFolder) -> "Tracker":
+def _tracker(study: StudySpec, plan: StudyPlan, folder: Folder) -> "Tracker":
     """The study's own run, which its jobs' runs lie below."""
     from orchestrator.tracking import Tracker
 
@@ -240,8 +238,8 @@ def _tracker(study: StudySpec, plan: StudyPlan, folder: StudyFolder) -> "Tracker
 def _conclude(
     study: StudySpec,
     plan: StudyPlan,
-    folder: StudyFolder,
-    journal: Journal,
+    folder: Folder,
+    journal: Journal[Entry],
     causes: Mapping[str, str],
     tracker: "Tracker",
 ) -> StudyResult:

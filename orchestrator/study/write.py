@@ -5,8 +5,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from orchestrator.series.folder import publish
+
 from .findings import Checked
-from .folder import publish
 from .numbers import Results
 from .plot import draw
 from .spec import StudySpec

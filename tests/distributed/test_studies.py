@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from orchestrator.events import StepDone
 from orchestrator.session import join_ray
-from orchestrator.study.journal import Entry, Journal
+from orchestrator.study.journal import Entry, open_journal
 from orchestrator.study.progress import StudyProgress
 from orchestrator.study.run import StudyResult, run_study
 from orchestrator.study.spec import StudySpec
@@ -35,7 +35,7 @@ class Played:
         return self.result.folder / "journal.jsonl"
 
     def entries(self) -> list[Entry]:
-        with Journal(self.journal) as journal:
+        with open_journal(self.journal) as journal:
             return list(journal.entries)
 
     def done(self) -> dict[str, str]:
@@ -108,7 +108,7 @@ def test_a_second_life_keeps_what_is_done_and_ends_with_the_same_numbers(first: 
         if entry.name not in unknown and not (entry.name == begun and entry.kind == "done")
     ]
     first.journal.unlink()
-    with Journal(first.journal) as journal:
+    with open_journal(first.journal) as journal:
         for entry in kept:
             journal.append(entry)
     again = _play(first.spec, first.storage, resume=True)

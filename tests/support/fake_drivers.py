@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import Interrupted
+from orchestrator.series.drivers import Drivers, OnEvent
 from orchestrator.spec import JobSpec
-from orchestrator.study.crew import Drivers
-from orchestrator.study.progress import OnEvent
 
 
 @dataclass

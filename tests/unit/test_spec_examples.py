@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from orchestrator.spec import load_jobs
+from orchestrator.search.load import load_search
+from orchestrator.search.plan import check_search
+from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.study.load import load_study
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "docs/examples").glob("*.yaml"))
 STUDIES = sorted((ROOT / "docs/examples/studies").glob("*.yaml"))
 CLUSTERS = sorted((ROOT / "clusters").rglob("*.yaml"))
+
+
+def loaded(path: Path) -> list[JobSpec]:
+    """The jobs of a file; of a search those at the corners of its space."""
+    if "search" in yaml.safe_load(path.read_text(encoding="utf-8")):
+        return check_search(load_search(path))
+    return load_jobs(path)
 
 
 def test_there_are_examples_and_clusters() -> None:
@@ -23,7 +32,7 @@ def test_there_are_examples_and_clusters() -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_is_a_job_file(path: Path) -> None:
-    assert load_jobs(path)
+    assert loaded(path)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
@@ -54,4 +63,4 @@ def test_the_pages_show_whole_jobs() -> None:
 @pytest.mark.parametrize(("where", "block"), job_blocks(), ids=lambda value: value[:20])
 def test_every_job_shown_on_a_page_is_a_job_file(where: str, block: str, tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text(block)
-    assert load_jobs(tmp_path / "job.yaml"), where
+    assert loaded(tmp_path / "job.yaml"), where

@@ -17,8 +17,9 @@ from orchestrator.errors import (
     WorkerLost,
 )
 from orchestrator.events import Warned
+from orchestrator.series.journal import Journal
 from orchestrator.study.crew import Crew, still_there
-from orchestrator.study.journal import Entry, Journal, Told
+from orchestrator.study.journal import Entry, Told, open_journal
 from orchestrator.study.plan import StudyPlan, plan_study
 from orchestrator.study.progress import StudyProgress
 
@@ -38,8 +39,8 @@ def stage(tmp_path: Path) -> Stage:
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with Journal(tmp_path / "journal.jsonl") as opened:
+def journal(tmp_path: Path) -> Iterator[Journal[Entry]]:
+    with open_journal(tmp_path / "journal.jsonl") as opened:
         yield opened
 
 
@@ -59,7 +60,9 @@ class Heard(list[object]):
         return next(event for event in reversed(self) if isinstance(event, StudyProgress))
 
 
-def _crew(plan: StudyPlan, stage: Stage, journal: Journal, lanes: int = 2) -> tuple[Crew, Heard]:
+def _crew(
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], lanes: int = 2
+) -> tuple[Crew, Heard]:
     heard = Heard()
     done = still_there(plan, Told.by(journal.entries))
     return Crew(plan, stage.drivers(), journal, done, lanes, heard.append), heard
@@ -67,7 +70,7 @@ def _crew(plan: StudyPlan, stage: Stage, journal: Journal, lanes: int = 2) -> tu
 
 @pytest.mark.parametrize("lanes", [1, 2, 5])
 def test_every_job_runs_once_after_what_it_needs(
-    plan: StudyPlan, stage: Stage, journal: Journal, lanes: int
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], lanes: int
 ) -> None:
     crew, heard = _crew(plan, stage, journal, lanes)
     assert crew.work() is False and crew.causes == {}
@@ -78,7 +81,9 @@ def test_every_job_runs_once_after_what_it_needs(
     assert len(Told.by(journal.entries).done) == 6
 
 
-def test_two_lanes_work_side_by_side(plan: StudyPlan, stage: Stage, journal: Journal) -> None:
+def test_two_lanes_work_side_by_side(
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
+) -> None:
     both = threading.Barrier(2, timeout=20)
     first = iter(["first", "second"])
 
@@ -93,7 +98,7 @@ def test_two_lanes_work_side_by_side(plan: StudyPlan, stage: Stage, journal: Jou
 
 
 def test_a_job_that_fails_once_is_tried_again_with_a_fresh_driver(
-    plan: StudyPlan, stage: Stage, journal: Journal
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
 ) -> None:
     def fail_once(name: str) -> None:
         if name == TEACHER and stage.played.count(name) == 1:
@@ -115,7 +120,7 @@ def test_a_job_that_fails_once_is_tried_again_with_a_fresh_driver(
     ],
 )
 def test_a_second_try_goes_on_from_a_checkpoint_that_is_whole(
-    plan: StudyPlan, stage: Stage, journal: Journal, error: Exception, run_ids: list[str]
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], error: Exception, run_ids: list[str]
 ) -> None:
     tried: list[str] = []
 
@@ -141,7 +146,7 @@ def test_a_second_try_goes_on_from_a_checkpoint_that_is_whole(
     ],
 )
 def test_a_job_that_keeps_failing_is_reported_and_the_others_go_on(
-    plan: StudyPlan, stage: Stage, journal: Journal, error: Exception, tries: int
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], error: Exception, tries: int
 ) -> None:
     def fail(name: str) -> None:
         if name == TEACHER:
@@ -159,7 +164,7 @@ def test_a_job_that_keeps_failing_is_reported_and_the_others_go_on(
 
 
 def test_a_fault_of_the_crew_itself_ends_it(
-    plan: StudyPlan, stage: Stage, journal: Journal
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
 ) -> None:
     crew, _ = _crew(plan, stage, journal)
     journal.close()
@@ -168,7 +173,7 @@ def test_a_fault_of_the_crew_itself_ends_it(
 
 
 def test_ctrl_c_stops_what_runs_and_begins_nothing_more(
-    plan: StudyPlan, stage: Stage, journal: Journal, listening: None
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], listening: None
 ) -> None:
     def strike(name: str) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
@@ -184,7 +189,7 @@ def test_ctrl_c_stops_what_runs_and_begins_nothing_more(
 
 
 def test_a_job_that_somebody_else_stops_ends_the_study(
-    plan: StudyPlan, stage: Stage, journal: Journal
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
 ) -> None:
     stage.stop.set()
     crew, _ = _crew(plan, stage, journal, lanes=1)
@@ -193,7 +198,7 @@ def test_a_job_that_somebody_else_stops_ends_the_study(
 
 
 def test_a_second_life_keeps_what_is_done_and_resumes_what_was_begun(
-    plan: StudyPlan, stage: Stage, journal: Journal, tmp_path: Path
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], tmp_path: Path
 ) -> None:
     crew, _ = _crew(plan, stage, journal, lanes=1)
     crew.work()
@@ -203,7 +208,7 @@ def test_a_second_life_keeps_what_is_done_and_resumes_what_was_begun(
     path.write_bytes(b"".join(lines[:5]) + lines[5][:20])  # two done, one begun; killed in a write
     stage.checkpoints.add(f"{order[2]}.0")
     stage.played.clear()
-    with Journal(path) as again:
+    with open_journal(path) as again:
         assert [entry.kind for entry in again.entries] == ["started", "done"] * 2 + ["started"]
         later, heard = _crew(plan, stage, again, lanes=1)
         stage.exports = stage.exports.with_name("later")
@@ -215,7 +220,7 @@ def test_a_second_life_keeps_what_is_done_and_resumes_what_was_begun(
 
 
 def test_what_was_begun_without_a_checkpoint_starts_anew(
-    plan: StudyPlan, stage: Stage, journal: Journal
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
 ) -> None:
     key = plan.jobs[0].key
     journal.append(Entry("started", key, plan.jobs[0].name, "lost"))
@@ -226,7 +231,7 @@ def test_what_was_begun_without_a_checkpoint_starts_anew(
 
 
 def test_a_failed_job_is_tried_again_in_a_second_life(
-    plan: StudyPlan, stage: Stage, journal: Journal
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry]
 ) -> None:
     journal.append(Entry("failed", plan.jobs[0].key, plan.jobs[0].name, "", error="no room"))
     crew, _ = _crew(plan, stage, journal)
@@ -235,7 +240,7 @@ def test_a_failed_job_is_tried_again_in_a_second_life(
 
 
 def test_a_teacher_whose_export_is_gone_runs_again_where_it_is_needed(
-    plan: StudyPlan, stage: Stage, journal: Journal, tmp_path: Path
+    plan: StudyPlan, stage: Stage, journal: Journal[Entry], tmp_path: Path
 ) -> None:
     def done(name: str, export: Path) -> None:
         key = next(job.key for job in plan.jobs if job.name == name)
@@ -251,20 +256,20 @@ def test_a_teacher_whose_export_is_gone_runs_again_where_it_is_needed(
 # --- the journal ---------------------------------------------------------------------------------
 
 
-def test_a_journal_has_one_writer(journal: Journal, tmp_path: Path) -> None:
+def test_a_journal_has_one_writer(journal: Journal[Entry], tmp_path: Path) -> None:
     with pytest.raises(StillhouseError, match="another process"):
-        Journal(tmp_path / "journal.jsonl")
+        open_journal(tmp_path / "journal.jsonl")
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
 def test_a_torn_last_line_is_cut_off(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         journal.append(Entry("started", "a", "job-a", "run-a"))
         journal.append(Entry("done", "a", "job-a", "run-a", {"evaluation": {}}))
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    with Journal(path) as journal:
+    with open_journal(path) as journal:
         assert [entry.kind for entry in journal.entries] == ["started"]
         journal.append(Entry("done", "a", "job-a", "run-a", {"evaluation": {}}))
     assert path.read_bytes() == whole
@@ -274,4 +279,4 @@ def test_damage_before_the_last_line_is_not_passed_over(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     path.write_bytes(b'{"kind": "done"\n{}\n')
     with pytest.raises(StillhouseError, match="line 1"):
-        Journal(path)
+        open_journal(path)

@@ -14,8 +14,9 @@ from orchestrator.cli_study import job_text, lines, progress_text
 from orchestrator.errors import SpecError
 from orchestrator.events import JobEnded, StepDone, Warned
 from orchestrator.planner.capacity import Inventory, Node
-from orchestrator.study.folder import StudyFolder, open_folder
-from orchestrator.study.journal import Entry, Journal
+from orchestrator.series.folder import Folder
+from orchestrator.study.folder import open_folder
+from orchestrator.study.journal import Entry, open_journal
 from orchestrator.study.plan import plan_study
 from orchestrator.study.progress import StudyProgress
 from orchestrator.study.run import lanes_for, run_study
@@ -31,15 +32,15 @@ def _spec(tmp_path: Path, **changes: Any) -> StudySpec:
     return studies.study(**raw)
 
 
-def _open(spec: StudySpec, tmp_path: Path, *, resume: bool, accept: bool = False) -> StudyFolder:
+def _open(spec: StudySpec, tmp_path: Path, *, resume: bool, accept: bool = False) -> Folder:
     local = str(tmp_path / "runs")
     return open_folder(spec, local, local, resume=resume, accept_changes=accept)
 
 
-def _finish(spec: StudySpec, folder: StudyFolder, accuracy: float = 0.5) -> None:
+def _finish(spec: StudySpec, folder: Folder, accuracy: float = 0.5) -> None:
     """Write a journal in which every job is done."""
     summary = {"evaluation": {"student": {"accuracy": accuracy}}, "export": "-", "wall_s": 1.0}
-    with Journal(folder.journal) as journal:
+    with open_journal(folder.journal) as journal:
         for job in plan_study(spec).jobs:
             journal.append(Entry("done", job.key, job.name, f"{job.name}-id", summary))
 

@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.pool import Pool
 from orchestrator.run_folder import RunFolder
 from orchestrator.runner import new_run_id, run_in
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
 from orchestrator.students.checkpoint import Checkpoints
 
-from .crew import Drivers
-from .progress import OnEvent
+from .drivers import Drivers, OnEvent
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +36,22 @@ class SessionDriver:
         self.session.request_stop()
 
 
-@contextmanager
-def opened(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator[SessionDriver]:
-    """A driver whose workers and pool end with the block."""
-    with Session(jobs, on_event) as session:
-        yield SessionDriver(session, on_event)
+def sessions(pool: Pool | None = None) -> Drivers:
+    """Drivers of sessions.
+
+    Args:
+        pool: answers for the jobs of all of them; None: each brings up its own.
+    """
+
+    @contextmanager
+    def opened(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator[SessionDriver]:
+        with Session(jobs, on_event, pool) as session:
+            yield SessionDriver(session, on_event)
+
+    return Drivers(opened, new_run_id, can_resume)
 
 
 def can_resume(job: JobSpec, run_id: str) -> bool:
     """Whether a run has a published checkpoint."""
     folder = RunFolder.at(job.storage, run_id).uri
     return bool(Checkpoints(folder, run_id, keep=1, rank=0, local_rank=0).steps())
-
-
-SESSIONS = Drivers(opened, new_run_id, can_resume)
-"""Lanes drive sessions."""

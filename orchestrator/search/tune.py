@@ -1,0 +1,144 @@
+"""Ray Tune, set up for a search and run to its end."""
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+from ray.tune.stopper import Stopper
+
+from .crew import Crew
+from .exchange import Message, News
+from .spec import STEP, AshaScheduler, MedianScheduler, SearchSpec, goal_name
+from .suggest import Suggestions
+from .trainable import Trial
+
+CALL_S = 60.0
+"""Deadline of one call to the exchange."""
+ON_THE_HEAD = "node:__internal_head__"
+"""A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
+MANY = 10**6
+
+
+class RayExchange:
+    """The crew's end of the exchange."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor, self._seen = actor, 0
+
+    def messages(self, timeout_s: float) -> Sequence[tuple[str, int]]:
+        found: list[Message] = ray.get(
+            self._actor.messages.remote(self._seen, timeout_s), timeout=CALL_S
+        )
+        self._seen += len(found)
+        return [(message.kind, message.trial) for message in found]
+
+    def post(self, trial: int, numbers: Any, *, last: bool = False) -> None:
+        ray.get(self._actor.post.remote(trial, News(dict(numbers), last)), timeout=CALL_S)
+
+    def fail(self, trial: int, error: str) -> None:
+        ray.get(self._actor.post.remote(trial, News({}, True, error)), timeout=CALL_S)
+
+    def close(self) -> None:
+        """Let go of every trial that waits."""
+        ray.get(self._actor.close.remote(), timeout=CALL_S)
+
+
+class _Stopped(Stopper):
+    """Ends the search when it is asked to."""
+
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Ray Tune writes a copy that nobody reads
+
+
+class Tuning:
+    """Ray Tune in a thread of its own, where it takes no signals.
+
+    Args:
+        spec: of the search.
+        suggestions: what is tried.
+        crew: what runs it.
+        lanes: trials side by side.
+        steps: of the longest run; None where epochs end it.
+        storage: local folder for Ray Tune's own state, which nobody reads again.
+    """
+
+    def __init__(
+        self,
+        spec: SearchSpec,
+        suggestions: Suggestions,
+        crew: Crew,
+        lanes: int,
+        steps: int | None,
+        storage: str,
+    ) -> None:
+        several = len(spec.goals) > 1
+        self._tuner = tune.Tuner(
+            tune.with_resources(Trial, {ON_THE_HEAD: 0.001}),
+            tune_config=tune.TuneConfig(
+                metric=None if several else goal_name(0),
+                mode=None if several else spec.mode,
+                search_alg=suggestions,
+                scheduler=_scheduler(spec, steps),
+                num_samples=MANY,
+                max_concurrent_trials=lanes,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=storage,
+                stop=_Stopped(lambda: crew.stopping),
+                verbose=0,
+            ),
+        )
+        self.broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._fit, name="tune", daemon=True)
+        self._thread.start()
+
+    def _fit(self) -> None:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is told by us
+        # Its reporter prints to standard output, and its loggers write what nobody reads.
+        os.environ.update(RAY_AIR_NEW_OUTPUT="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1")
+        try:
+            self._tuner.fit()
+        except BaseException as error:  # kept, not swallowed: whoever waits raises it
+            self.broken = error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, after at most so many seconds."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+
+def _scheduler(spec: SearchSpec, steps: int | None) -> Any:
+    match spec.scheduler:
+        case AshaScheduler(grace_steps=grace, reduction=reduction, brackets=brackets):
+            return ASHAScheduler(
+                time_attr=STEP,
+                max_t=steps or MANY,
+                grace_period=grace,
+                reduction_factor=reduction,
+                brackets=brackets,
+            )
+        case MedianScheduler(grace_steps=grace, min_trials=least):
+            return MedianStoppingRule(
+                time_attr=STEP,
+                grace_period=grace,
+                min_samples_required=least,
+                min_time_slice=math.inf,  # type: ignore[arg-type]  # it pauses nothing
+            )
+    return None

@@ -1,0 +1,560 @@
+"""What a search does without Ray: its lanes, what it tries, what it writes, how it is resumed."""
+
+import json
+import math
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import searches
+import yaml
+from fake_trials import Bench
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.cli import exit_code
+from orchestrator.cli_search import Talk, table_of
+from orchestrator.errors import CheckpointError, NonFiniteLoss, SpecError, WorkerLost
+from orchestrator.planner.capacity import Inventory, Node
+from orchestrator.search.board import Board, Spent, best_of, front_of, goal_values, used_up
+from orchestrator.search.crew import Crew, TrialJobs
+from orchestrator.search.importance import importance
+from orchestrator.search.journal import State, open_journal
+from orchestrator.search.plan import Search, key_of, trial_job
+from orchestrator.search.progress import SearchProgress
+from orchestrator.search.report import as_page
+from orchestrator.search.run import lanes_for, progress_of, run_search
+from orchestrator.search.spec import BudgetSpec, GoalSpec
+from orchestrator.search.suggest import Suggestions, Tried
+from orchestrator.search.table import as_markdown, as_plain
+from orchestrator.search.write import best_job
+from orchestrator.spec import JobSpec, load_jobs
+from orchestrator.spec.paths import absolute_paths
+
+pytestmark = pytest.mark.timeout(120)
+
+LR, WEIGHT = searches.LR, searches.SMOOTHING
+LOSS = GoalSpec(metric="student.loss", mode="min")
+
+
+def _search(**changes: Any) -> Search:
+    return searches.search(**{"space": {LR: {"loguniform": [1e-3, 1e-1]}}, **changes})
+
+
+class FakeExchange:
+    """Ray Tune's side, played by a test."""
+
+    def __init__(self) -> None:
+        self.said: queue.Queue[tuple[str, int]] = queue.Queue()
+        self.posted: dict[int, list[Mapping[str, float]]] = {}
+        self.ended: dict[int, str | None] = {}
+        self.change = threading.Condition()
+
+    def messages(self, timeout_s: float) -> Sequence[tuple[str, int]]:
+        try:
+            return [self.said.get(timeout=0.02)]
+        except queue.Empty:
+            return []
+
+    def post(self, trial: int, numbers: Mapping[str, float], *, last: bool = False) -> None:
+        with self.change:
+            self.posted.setdefault(trial, []).append(dict(numbers))
+            if last:
+                self.ended[trial] = None
+            self.change.notify_all()
+
+    def fail(self, trial: int, error: str) -> None:
+        with self.change:
+            self.ended[trial] = error
+            self.change.notify_all()
+
+    def wait(self, condition: Any) -> None:
+        with self.change:
+            assert self.change.wait_for(condition, timeout=30)
+
+
+class Life:
+    """A crew at work on some trials."""
+
+    def __init__(
+        self, search: Search, folder: Path, bench: Bench, rates: Sequence[float], lanes: int = 2
+    ) -> None:
+        self.journal = open_journal(folder / "journal.jsonl")
+        self.board, self.exchange = Board(self.journal), FakeExchange()
+        for number, rate in enumerate(rates):
+            if number not in {state.number for state in self.board.states}:
+                self.board.note("trial", number, key=str(rate), settings={LR: rate})
+
+        def jobs_of(number: int) -> TrialJobs:
+            found = self.board.state(number).settings
+            seeds = search.spec.seeds or [0]
+            jobs = [trial_job(search, found, f"t{number}s{seed}") for seed in seeds]
+            return TrialJobs(number, tuple(jobs))
+
+        self.heard: list[object] = []
+        self.crew = Crew(
+            search.spec,
+            self.board,
+            jobs_of,
+            bench.drivers(),
+            self.exchange,
+            lanes,
+            self.heard.append,
+            lambda: None,
+        )
+        self.crew.start()
+
+    def begin(self, *numbers: int) -> None:
+        for number in numbers:
+            self.exchange.said.put(("begin", number))
+
+    def end(self) -> list[State]:
+        self.crew.close()
+        self.journal.close()
+        if self.crew.broken is not None:
+            raise self.crew.broken
+        return self.board.states
+
+
+def _loss(job: JobSpec, step: int) -> float:
+    return job.training.optimizer.lr + 1 / step
+
+
+def test_measurements_are_told_as_they_come_and_the_last_one_with_the_end(tmp_path: Path) -> None:
+    life = Life(_search(), tmp_path, Bench(_loss), [0.01, 0.02])
+    life.begin(0, 1)
+    life.exchange.wait(lambda: len(life.exchange.ended) == 2)
+    states = life.end()
+    assert [state.status for state in states] == ["done", "done"]
+    assert [each["step"] for each in life.exchange.posted[0]] == [5, 10, 15, 20]
+    assert life.exchange.posted[0][-1]["goal_0"] == pytest.approx(0.01 + 1 / 20)
+    assert states[1].results == tuple((step, 0.02 + 1 / step) for step in (5, 10, 15))
+    assert goal_values(states[1], [LOSS]) == [0.07]
+
+
+def test_a_trial_that_nobody_wants_gives_its_lane_to_the_next(tmp_path: Path) -> None:
+    hold = threading.Event()
+
+    def before(name: str, step: int) -> None:
+        if name == "t0s0" and step == 10:
+            assert hold.wait(30)
+
+    bench = Bench(_loss, before=before)
+    life = Life(_search(), tmp_path, bench, [0.01, 0.02], lanes=1)
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.posted)
+    life.exchange.said.put(("leave", 0))
+    life.begin(1)
+    hold.set()
+    life.exchange.wait(lambda: 1 in life.exchange.ended)
+    states = life.end()
+    assert [state.status for state in states] == ["stopped", "done"]
+    assert states[0].step < 20 and bench.ran == [("t0s0", 0), ("t1s0", 0)]
+    assert 0 not in life.exchange.ended
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [
+        (WorkerLost("teacher", "1", "gone"), 3),
+        (SpecError("data", "is wrong", "Mend it"), 1),
+        (ValueError("a bug"), 3),
+    ],
+)
+def test_what_fails_is_tried_again_within_the_budget(
+    tmp_path: Path, error: Exception, tries: int
+) -> None:
+    def loss(job: JobSpec, step: int) -> float:
+        if job.name == "t0s0" and step == 10:
+            raise error
+        return _loss(job, step)
+
+    bench = Bench(loss)
+    life = Life(_search(retries=2), tmp_path, bench, [0.01, 0.02])
+    life.begin(0, 1)
+    life.exchange.wait(lambda: len(life.exchange.ended) == 2)
+    states = life.end()
+    assert [state.status for state in states] == ["failed", "done"]
+    assert str(error) in (states[0].error or "") and states[0].error in life.exchange.ended.values()
+    starts = [start for name, start in bench.ran if name == "t0s0"]
+    assert starts == [0, 5, 5][:tries], "from its checkpoint"
+    assert [step for step, _ in states[0].results] == [5], "told once"
+
+
+def test_a_checkpoint_that_is_broken_is_not_gone_on_with(tmp_path: Path) -> None:
+    failed: list[int] = []
+
+    def loss(job: JobSpec, step: int) -> float:
+        if step == 10 and not failed:
+            failed.append(step)
+            raise CheckpointError("torn")
+        return _loss(job, step)
+
+    bench = Bench(loss)
+    life = Life(_search(), tmp_path, bench, [0.01])
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.ended)
+    assert life.end()[0].status == "done" and bench.ran == [("t0s0", 0), ("t0s0", 0)]
+
+
+def test_a_trial_without_its_metric_has_failed(tmp_path: Path) -> None:
+    life = Life(_search(), tmp_path, Bench(lambda job, step: float("nan")), [0.01])
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.ended)
+    assert life.end()[0].error == "measured no student.loss"
+
+
+def test_seeds_are_runs_of_one_trial(tmp_path: Path) -> None:
+    bench = Bench(lambda job, step: float(job.name[-1]))
+    life = Life(_search(seeds=[3, 5]), tmp_path, bench, [0.01])
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.ended)
+    (state,) = life.end()
+    assert goal_values(state, [LOSS]) == [4.0] and len(state.runs) == 2 and state.results == ()
+    assert life.exchange.posted[0] == [{"step": 20, "goal_0": 4.0}]
+
+
+def test_another_life_tells_again_and_goes_on(tmp_path: Path) -> None:
+    reached = threading.Event()
+
+    def before(name: str, step: int) -> None:
+        if name == "t1s0" and step == 15:
+            reached.set()
+
+    bench = Bench(_loss, before=before)
+    first = Life(_search(), tmp_path, bench, [0.01, 0.02, 0.03], lanes=1)
+    first.begin(0, 1, 2)
+    assert reached.wait(30)
+    first.crew.stop()
+    states = first.end()
+    assert [state.status for state in states] == ["done", "running", "waiting"]
+
+    second = Life(_search(), tmp_path, bench, [0.01, 0.02, 0.03], lanes=1)
+    second.begin(0, 1, 2)
+    second.exchange.wait(lambda: len(second.exchange.ended) == 3)
+    assert [state.status for state in second.end()] == ["done"] * 3
+    names = [name for name, _ in bench.ran]
+    assert names == ["t0s0", "t1s0", "t1s0", "t2s0"]
+    assert [step for name, step in bench.ran][2] >= 10, "from its checkpoint"
+    for number in range(3):
+        assert [each["step"] for each in second.exchange.posted[number]] == [5, 10, 15, 20]
+
+
+# --- what is tried -------------------------------------------------------------------------------
+
+
+def _suggestions(search: Search, known: Sequence[Tried] = (), skipped: Sequence[int] = ()) -> Any:
+    begun: list[Tried] = []
+    found = Suggestions(search, known, skipped, lambda: False, begun.append, {"exchange": "x"})
+    return found, begun
+
+
+def test_fixed_trials_come_first_and_trials_end_with_the_budget() -> None:
+    search = _search(fixed=[{LR: 0.5}], budget={"trials": 3})
+    suggestions, begun = _suggestions(search)
+    configs = [suggestions.suggest(f"id{number}") for number in range(4)]
+    assert configs[:3] == [{"number": number, "exchange": "x"} for number in range(3)]
+    assert configs[3] == "FINISHED"
+    assert begun[0] == Tried(0, {}, {LR: 0.5})
+    assert begun[1].settings[LR] != begun[2].settings[LR]
+
+
+@pytest.mark.parametrize("searcher", ["random", "tpe", "cmaes"])
+def test_known_trials_come_again_and_new_ones_after(searcher: str) -> None:
+    if searcher == "cmaes":
+        pytest.importorskip("cmaes")
+    search = _search(searcher=searcher, budget={"trials": 6})
+    suggestions, begun = _suggestions(search)
+    for number in range(3):
+        suggestions.suggest(f"id{number}")
+        suggestions.on_trial_complete(f"id{number}", {"goal_0": float(number), "step": 20})
+    again, fresh = _suggestions(search, begun[:2], skipped=[2])
+    assert [again.suggest(f"id{number}")["number"] for number in range(3)] == [0, 1, 3]
+    assert [trial.number for trial in fresh] == [3]
+    if searcher == "random":
+        assert fresh[0].settings == begun[2].settings
+
+
+def test_optuna_learns_also_from_what_it_is_told_again() -> None:
+    search = _search(
+        space={LR: {"uniform": [0.001, 1.0]}},
+        searcher={"kind": "tpe", "startup_trials": 8},
+        budget={"trials": 40},
+    )
+
+    def distance(trial: Tried) -> float:
+        return abs(trial.settings[LR] - 0.9)
+
+    suggestions, begun = _suggestions(search)
+    for number in range(16):
+        suggestions.suggest(f"id{number}")
+        suggestions.on_trial_complete(f"id{number}", {"goal_0": distance(begun[-1]), "step": 20})
+    again, fresh = _suggestions(search, begun)
+    for number in range(26):
+        again.suggest(f"id{number}")
+        trial = begun[number] if number < 16 else fresh[-1]
+        again.on_trial_complete(f"id{number}", {"goal_0": distance(trial), "step": 20})
+    assert sum(map(distance, fresh)) / len(fresh) < sum(map(distance, begun[:8])) / 8 / 1.5
+
+
+def test_grids_are_combined_with_draws() -> None:
+    space = {LR: {"uniform": [0.1, 0.2]}, "seed": {"grid": [1, 2]}}
+    suggestions, begun = _suggestions(_search(space=space))
+    for number in range(4):
+        suggestions.suggest(f"id{number}")
+    assert [trial.settings["seed"] for trial in begun] == [1, 2, 1, 2]
+    assert len({trial.settings[LR] for trial in begun}) == 4
+
+
+def test_a_draw_that_makes_no_valid_job_is_drawn_anew() -> None:
+    """Batches that do not divide: an inside that no corner shows."""
+    space = {"training.global_batch": {"integer": [16, 80]}}
+    search = _search(space=space, budget={"trials": 5})
+    suggestions, begun = _suggestions(search)
+    for number in range(5):
+        suggestions.suggest(f"id{number}")
+    assert all(trial.settings["training.global_batch"] % 16 == 0 for trial in begun)
+
+
+# --- what comes out ------------------------------------------------------------------------------
+
+
+def _done(number: int, loss: float, parameters: int = 1, **facts: Any) -> State:
+    summary = {"evaluation": {"student": {"loss": loss}}, "parameters": parameters, "steps": 20}
+    found = {"status": "done", "summaries": {0: summary}, "runs": {0: f"run{number}"}, **facts}
+    return State(number, **{"settings": {LR: 0.01 * (number + 1)}, **found})
+
+
+def test_the_best_went_to_its_end() -> None:
+    stopped = State(3, status="stopped", results=((5, 0.1),))
+    states = [_done(0, 3.0), _done(1, 2.0), stopped]
+    assert best_of(states, [LOSS]) == states[1]
+    assert best_of(states, [GoalSpec(metric="student.loss", mode="max")]) == states[0]
+    assert best_of([stopped], [LOSS]) is None and best_of([], [LOSS]) is None
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=8))
+@settings(deadline=None)
+def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
+    goals = [LOSS, GoalSpec(metric="summary.parameters", mode="max")]
+    states = [_done(number, float(loss), size) for number, (loss, size) in enumerate(points)]
+    front = {state.number for state in front_of(states, goals)}
+    for number, (loss, size) in enumerate(points):
+        beaten = any(a <= loss and b >= size and (a, b) != (loss, size) for a, b in points)
+        assert (number in front) != beaten
+
+
+def test_a_budget_is_used_up_by_what_it_limits() -> None:
+    spent = Spent(tokens=100, device_s=50, hours=1)
+    assert used_up(BudgetSpec(), spent) is None
+    assert used_up(BudgetSpec(tokens=101, device_s=51, hours=2), spent) is None
+    assert used_up(BudgetSpec(tokens=100), spent) == "budget.tokens 100"
+    assert used_up(BudgetSpec(hours=0.5), spent) == "budget.hours 0.5"
+
+
+def test_the_table_has_the_best_first_and_the_best_job_is_a_job(tmp_path: Path) -> None:
+    search = _search(tradeoffs=[{"metric": "summary.parameters", "mode": "min"}])
+    failed = State(2, settings={LR: 0.5}, status="failed", error="it broke")
+    states = [_done(0, 3.0, 1), _done(1, 2.0, 5), failed]
+    table = as_markdown(search, states)
+    rows = [line for line in table.splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows] == ["trial", "--:", "1", "0", "2"]
+    assert "trial 2 failed: it broke" in table
+    plain = as_plain(search, states, {})
+    assert plain["best"] == 1 and plain["front"] == [0, 1]
+    assert plain["trials"][0]["goals"] == {"student.loss": 3.0, "summary.parameters": 1.0}
+    file = tmp_path / "best.yaml"
+    file.write_text(best_job(search, states[1]))
+    (job,) = load_jobs(file)
+    assert job == trial_job(search, states[1].settings, "small")
+
+
+def _drawn_trials(search: Search, loss: Any, count: int = 24) -> list[State]:
+    """Trials that went to their end, with a loss that is a function of what was drawn."""
+    suggestions, begun = _suggestions(search)
+    for number in range(count):
+        suggestions.suggest(f"id{number}")
+    return [
+        _done(trial.number, loss(trial), values=trial.values, settings=trial.settings)
+        for trial in begun
+    ]
+
+
+def test_what_the_loss_depends_on_matters_most() -> None:
+    space = {
+        LR: {"loguniform": [1e-3, 1e-1]},
+        "training.optimizer.weight_decay": {"uniform": [0, 1]},
+        "seed": {"choice": [1, 2]},
+    }
+    search = _search(space=space, budget={"trials": 24})
+    states = _drawn_trials(search, lambda trial: math.log(trial.settings[LR]))
+    shares = importance(search, states)
+    assert next(iter(shares)) == LR and shares[LR] > 0.8 and set(shares) == set(space)
+    other = _drawn_trials(search, lambda trial: trial.settings["training.optimizer.weight_decay"])
+    assert next(iter(importance(search, other))) == "training.optimizer.weight_decay"
+    assert importance(search, states[:3]) == {}
+    assert importance(search, _drawn_trials(search, lambda trial: 1.0)) == {}
+
+
+def test_the_page_has_a_picture_for_each_question(tmp_path: Path) -> None:
+    search = searches.search(
+        budget={"trials": 6}, tradeoffs=[{"metric": "summary.parameters", "mode": "min"}]
+    )
+    states = _drawn_trials(search, lambda trial: trial.settings[LR], 6)
+    page = as_page(search, states, {LR: 0.9, WEIGHT: 0.1})
+    for title in ("History", "Parallel coordinates", "Importance", "Pareto front"):
+        assert f'alt="{title}"' in page
+    assert as_page(search, states, {LR: 0.9, WEIGHT: 0.1}) == page, "the same bytes"
+    empty = as_page(search, [State(0, settings={LR: 0.1}, status="failed", error="x")], {})
+    assert "<figure>" not in empty and "failed" in empty
+
+
+def test_trials_are_drawn_and_told(tmp_path: Path) -> None:
+    said: list[str] = []
+    with open_journal(tmp_path / "journal.jsonl") as journal:
+        board, search = Board(journal), _search(budget={"trials": 2, "tokens": 5000})
+        board.note("trial", 0, settings={LR: 0.01})
+        board.note("run", 0, run_id="a")
+        talk = Talk(said.append)
+        talk(progress_of(search, board, {0: 20}))
+        board.note("result", 0, step=5, value=2.5)
+        board.note("ended", 0, status="stopped")
+        progress = progress_of(search, board, {0: 20})
+        talk(progress)
+        talk(progress)
+    assert isinstance(progress, SearchProgress) and len(said) == 2
+    assert said[1].startswith("trial 0: stopped at step 5 student.loss 2.5 (training.optimizer.lr")
+    assert "1 of 2 over" in said[1] and "tokens 0 of 5000" in said[1]
+    from rich.console import Console
+
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table_of(progress))
+    text = console.export_text()
+    assert "optimizer.lr" in text and "5/20" in text and "stopped" in text
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def _raw(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    job = {**searches.raw_job(), "storage": str(tmp_path / "runs")}
+    return {**job, "search": {**searches.raw_search(), **changes}}
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / "search.yaml"
+    raw = _raw(tmp_path, fixed=[{LR: 0.01}], space={}, budget={})
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def _finish(file: Path, status: str = "done") -> Path:
+    """The folder of a search whose one trial is over."""
+    from orchestrator.search.load import load_search, search_yaml
+
+    search = load_search(file)
+    folder = file.parent / "runs" / "small"
+    folder.mkdir(parents=True)
+    (folder / "search.yaml").write_text(search_yaml(search))
+    job = absolute_paths(trial_job(search, {LR: 0.01}, "small"))
+    summary = {"evaluation": {"student": {"loss": 1.5}}, "steps": 20, "export": "gone"}
+    with open_journal(folder / "journal.jsonl") as journal:
+        board = Board(journal)
+        board.note("trial", 0, key=key_of(job), settings={LR: 0.01})
+        board.note("run", 0, run_id="run0")
+        board.note("ran", 0, run_id="run0", summary=summary)
+        board.note("ended", 0, status=status)
+    return folder
+
+
+def test_a_search_whose_trials_are_over_only_writes_its_table(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _finish(file)
+    monkeypatch.chdir(file.parent)
+    assert exit_code(["search", "--resume", "small", "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert plain["best"] == 0 and plain["trials"][0]["goals"] == {"student.loss": 1.5}
+    assert (folder / "best.yaml").is_file() and "student.loss" in (folder / "trials.md").read_text()
+    spool = (folder / "tracking" / "spool.jsonl").read_text()
+    assert '"search.best":"0"' in spool and '"status":"finished"' in spool
+
+
+def test_a_changed_file_is_refused_with_the_difference(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _finish(file)
+    change = ["--set", "training.threads=2"]
+    assert exit_code(["search", str(file)]) == 2
+    assert "begun before" in capsys.readouterr().err
+    assert exit_code(["search", str(file), "--resume", "small", *change]) == 2
+    refused = capsys.readouterr().err
+    assert "  +  threads: 2" in refused and "--accept-changes" in refused
+    assert exit_code(["search", str(file), "--resume", "other"]) == 2
+    assert "is search 'small'" in capsys.readouterr().err
+    assert exit_code(["search", "--resume", "nowhere"]) == 2
+    assert exit_code(["search"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["search.space={training.optimiser.lr: {uniform: [0.1, 1]}}"], "'optimizer'"),
+        (["search.metric=student.los"], "student.loss"),
+        (["search.budget.trials=0"], "search.budget.trials"),
+        (["search.fixed=[{data.sources: []}]"], "search.fixed.0.data.sources"),
+        (["student.path=/nowhere"], "student"),
+    ],
+)
+def test_a_bad_file_ends_with_two_and_starts_nothing(
+    file: Path, capsys: pytest.CaptureFixture[str], changes: list[str], words: str
+) -> None:
+    options = [part for change in changes for part in ("--set", change)]
+    assert exit_code(["search", str(file), *options]) == 2
+    assert words in capsys.readouterr().err
+    assert not (file.parent / "runs").exists()
+
+
+def test_a_search_runs_in_one_process_at_a_time(file: Path) -> None:
+    from orchestrator.errors import StillhouseError
+    from orchestrator.search.load import load_search
+
+    folder = _finish(file)
+    with (
+        open_journal(folder / "journal.jsonl"),
+        pytest.raises(StillhouseError, match="this search runs already"),
+    ):
+        run_search(load_search(file), resume=True)
+
+
+def test_as_many_trials_run_side_by_side_as_fit_beside_the_pool() -> None:
+    import digits
+
+    teacher = {**digits.student(), "resources": {"cpus": 0.5}}
+    raw = searches.raw_job(
+        roles={"teacher": teacher}, objective={"terms": [{"kind": "forward_kl"}]}
+    )
+    search = searches.search(raw, space={LR: {"loguniform": [1e-3, 1e-1]}})
+    job = trial_job(search, {LR: 0.01}, "small")
+    two = Inventory((Node("here", {"CPU": 2.0}),))
+    assert lanes_for(job, two, None) == 3  # workers of half a core, beside a replica of as much
+    assert lanes_for(job, two, 2) == 2
+    with pytest.raises(SpecError, match=r"concurrency: is 4, and the cluster holds 3"):
+        lanes_for(job, two, 4)
+
+
+def test_nothing_of_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
+    def loss(job: JobSpec, step: int) -> float:
+        raise NonFiniteLoss(step, "nan")
+
+    life = Life(_search(retries=0), tmp_path, Bench(loss), [0.01])
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.ended)
+    (state,) = life.end()
+    assert state.status == "failed" and state.results == () and state.summaries == {}
