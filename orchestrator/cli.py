@@ -219,15 +219,24 @@ def doctor(
         Path | None,
         typer.Option(help="Job file: check what its roles say instead.", metavar="FILE"),
     ] = None,
+    layers: Annotated[
+        Path | None,
+        typer.Option(help="Job file: list the layers of its models instead.", metavar="FILE"),
+    ] = None,
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Look at this machine, or at the signals of a job's own models."""
+    """Look at this machine, or at the signals or layers of a job's own models."""
+    if signals is not None and layers is not None:
+        raise typer.BadParameter("--signals and --layers are two commands; give one of them")
     if signals is not None:
         _check_signals(signals, overrides, as_json)
         return
+    if layers is not None:
+        _list_layers(layers, overrides, as_json)
+        return
     if overrides or as_json:
-        raise typer.BadParameter("--set and --json go with --signals FILE only")
+        raise typer.BadParameter("--set and --json go with --signals FILE or --layers FILE only")
     from rich.console import Console
     from rich.table import Table
 
@@ -241,6 +250,29 @@ def doctor(
     Console().print(table)
     if any(finding.status == "bad" for finding in findings):
         raise typer.Exit(FAILED)
+
+
+def _list_layers(file: Path, overrides: list[str] | None, as_json: bool) -> None:
+    """Modules of student and roles that terms may name, those of one size in one line."""
+    jobs = _load(file, overrides)
+    _plans(jobs)
+    from rich.console import Console
+    from rich.table import Table
+
+    from orchestrator.layers_doctor import look
+
+    found = list(look(jobs))
+    if as_json:
+        print(json.dumps([modules.to_dict() for modules in found]), flush=True)
+        return
+    table = Table("job", "model", "layer", "modules", "output", "heads", box=None, pad_edge=False)
+    for each in found:
+        heads = "" if each.heads is None else str(each.heads)
+        table.add_row(each.job, each.model, each.pattern, str(each.count), each.size, heads)
+    out = Console()
+    if not out.is_terminal:
+        out.width = 160  # nobody's lines to fit
+    out.print(table)
 
 
 def _check_signals(file: Path, overrides: list[str] | None, as_json: bool) -> None:

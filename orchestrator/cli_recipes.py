@@ -99,7 +99,7 @@ def explained(name: str) -> Iterator[str]:
     yield f"Asks      {_asks(recipe)}"
     yield f"Labels    {'needed' if recipe.needs_labels else 'not needed'}"
     yield f"Expands   to {terms}"
-    if recipe.roles:
+    if any(what == "logits" for _, what in recipe.asks):
         told = ", ".join(f"{kind} {size:,}" for kind, size in _bytes(recipe).items())
         yield (
             f"Bytes     a position and role, for {SHOWN.vocabulary:,} entries and a width of "
@@ -136,9 +136,9 @@ def _print_table() -> None:
 
 
 def _passes(recipe: Recipe) -> str:
-    """Teacher passes a sample: one for each role that is asked, fewer where some are chosen."""
+    """Teacher passes a sample: one for each thing asked of a role, fewer where some are chosen."""
     selected = recipe.select()
-    count = len(recipe.roles)
+    count = len(recipe.asks)
     return f"{count * selected.share:g}" if selected is not None else str(count)
 
 
@@ -184,6 +184,8 @@ def _type(annotation: Any) -> str:
         return " or ".join(dict.fromkeys(_type(part) for part in parts))
     if origin is list:
         return f"list of {_type(parts[0])}"
+    if origin is dict:
+        return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
     names = {str: "text", int: "whole number", float: "number", type(None): "absent"}

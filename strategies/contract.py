@@ -10,7 +10,7 @@ depend on how a batch was cut.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
@@ -123,21 +123,48 @@ class DenseSignal:
     logits: Tensor  # [N, V]
 
 
+@dataclass(frozen=True, slots=True)
+class LayersSignal:
+    """Encoding `layers`: outputs of named modules, projected if the ask said so."""
+
+    outputs: Mapping[str, Tensor]  # by module path: [N, d], or [N, channels, ...] of feature maps
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSignal:
+    """Encoding `attention`: attention probabilities of named modules.
+
+    Keys are positions of the query's own sample; those past its end are 0.
+    """
+
+    probabilities: Mapping[str, Tensor]  # by module path: [N, heads, longest]
+
+
 LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
-Signals = Mapping[str, LogitSignal]
-"""By role name; every signal covers the N loss-bearing positions of its batch, in order."""
+Signal = LogitSignal | LayersSignal | AttentionSignal
+Signals = Mapping[str, Signal]
+"""By `Ask.key`; every signal covers the N loss-bearing positions of its batch, in order."""
+
+
+def logit_signals(signals: Signals) -> dict[str, LogitSignal]:
+    """Those of them that say logits, by role."""
+    return {key: one for key, one in signals.items() if isinstance(one, LogitSignal)}
 
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """What a student's forward gives for the N loss-bearing positions.
 
-    Either (`hidden`, `head`) for models whose head can be told apart, or `logits`.
+    Either (`hidden`, `head`) for models whose head can be told apart, or `logits`; and what terms
+    that look inside have asked for.
     """
 
     hidden: Tensor | None = None  # [N, d]
     head: Head | None = None
     logits: Tensor | None = None  # [N, V]
+    layers: Mapping[str, Tensor] = field(default_factory=dict)  # as `LayersSignal.outputs`
+    attention: Mapping[str, Tensor] = field(default_factory=dict)  # [N, heads, T], as the signal's
+    projected: Mapping[str, Tensor] = field(default_factory=dict)  # by projector, as `layers`
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +172,19 @@ class Ask:
     """What a term wants to know of a role."""
 
     role: str
-    kind: Literal["logits"] = "logits"
+    kind: Literal["logits", "layers", "attention"] = "logits"
+    layers: tuple[str, ...] = ()
+    """Module paths; of asks that are not about logits."""
+
+    @property
+    def key(self) -> str:
+        """Under which the answer is among the signals: one for all layers of a role."""
+        return self.role if self.kind == "logits" else f"{self.role}.{self.kind}"
+
+
+def role_of(key: str) -> str:
+    """The role of an `Ask.key`."""
+    return key.partition(".")[0]
 
 
 class Term(Protocol):
@@ -192,20 +231,3 @@ class CustomTerm(Protocol):
     def total(self, outputs: Outputs, batch: Batch, signals: Signals) -> Tensor:
         """Scalar float32 sum, differentiable; 0 that still reaches the outputs where N = 0."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class LayersSignal:
-    """Encoding `layers`: outputs of named modules, projected if the ask said so."""
-
-    outputs: Mapping[str, Tensor]  # by module path: [N, d]
-
-
-@dataclass(frozen=True, slots=True)
-class AttentionSignal:
-    """Encoding `attention`: attention probabilities of named modules.
-
-    Keys are positions of the query's own sample; those past its end are 0.
-    """
-
-    probabilities: Mapping[str, Tensor]  # by module path: [N, heads, longest]

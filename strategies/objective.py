@@ -5,7 +5,7 @@ value that goes in and comes out, and that a checkpoint keeps.
 
 The loss may be called inside a module's forward (the head's, under ZeRO-3): the head's weight
 comes through `Outputs.head` and its gradient flows to that parameter. All vocabulary terms share
-one chunked pass; a term of another kind is an `OwnTerm` beside them.
+one chunked pass; terms that look inside, and those of another kind (`OwnTerm`), are beside them.
 """
 
 import importlib
@@ -17,15 +17,18 @@ from torch import Tensor
 
 from . import measuring, schedules
 from .adaptive import Memory, first_memory, observed, quantity_of
-from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term
+from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term, logit_signals
+from .features import FeatureTerm
 from .linear import logits_loss, vocabulary_loss
 from .measuring import Wanted, measure
+from .pairs import Pairs
 from .parts import Part
 from .progress import Progress
 from .specs import (
     AdaptiveSchedule,
     CrossEntropySpec,
     DivergenceSpec,
+    FeatureTermSpec,
     ImportedTerm,
     LogitsDistanceSpec,
     MeasureTerm,
@@ -43,19 +46,29 @@ State = dict[str, Memory]
 _PART_FIELDS = {field.name for field in fields(Part)}
 
 
-def build_objective(spec: ObjectiveSpec) -> "Objective":
-    """The callables of a spec."""
+def build_objective(spec: ObjectiveSpec, pairs: Pairs | None = None) -> "Objective":
+    """The callables of a spec.
+
+    Args:
+        spec: what to learn.
+        pairs: the layers of each term that looks inside; without them such terms cannot be
+            computed.
+    """
+    pairs = pairs or {}
     terms: list[VocabularyTerm] = []
     others: list[OwnTerm] = []
+    features: list[FeatureTerm] = []
     watched: list[WatchedMeasure] = []
     for name, term in zip(spec.names, spec.terms, strict=True):
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
+        elif isinstance(term, FeatureTermSpec):
+            features.append(FeatureTerm(name, term, pairs.get(name, ())))
         elif isinstance(term, MeasureTerm):
             watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
-    return Objective(tuple(terms), tuple(others), tuple(watched))
+    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched))
 
 
 def _imported(spec: ImportedTerm) -> CustomTerm:
@@ -124,7 +137,7 @@ class VocabularyTerm:
         asked = self._where()
         if asked is None:
             return batch.mask.sum().to(torch.float32)
-        right = measure([asked], batch.kept_targets, signals)[asked]
+        right = measure([asked], batch.kept_targets, logit_signals(signals))[asked]
         return self._counted(right).sum().to(torch.float32)
 
     def measures(self) -> list[Wanted]:
@@ -196,6 +209,7 @@ class Objective:
 
     vocabulary: tuple[VocabularyTerm, ...]
     others: tuple[OwnTerm, ...] = ()
+    features: tuple[FeatureTerm, ...] = ()
     watched: tuple[WatchedMeasure, ...] = ()
 
     def __post_init__(self) -> None:
@@ -206,7 +220,7 @@ class Objective:
     @property
     def terms(self) -> tuple[Term, ...]:
         """All terms, in order."""
-        return (*self.vocabulary, *self.others, *self.watched)
+        return (*self.vocabulary, *self.others, *self.features, *self.watched)
 
     def asks(self) -> tuple[Ask, ...]:
         """What the terms want to know of which role, each once, in order of first use."""
@@ -320,15 +334,21 @@ class Objective:
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Parts of the loss, and the sums, of the terms that see the same positions."""
         shared = [term for term in terms if isinstance(term, VocabularyTerm)]
+        features = [term for term in terms if isinstance(term, FeatureTerm)]
         watched = [term for term in terms if isinstance(term, WatchedMeasure)]
-        wanted = [one for term in (*shared, *watched) for one in term.measures()]
-        known = measure(wanted, batch.kept_targets, signals, outputs) if wanted else {}
+        wanted = [one for term in (*shared, *features, *watched) for one in term.measures()]
+        logits = logit_signals(signals)
+        known = measure(wanted, batch.kept_targets, logits, outputs) if wanted else {}
         totals = {term.name: term.total(known) for term in watched}
         losses: list[Tensor] = []
         if shared:
             loss, sums = self._vocabulary(outputs, batch, shared, known, signals, own, scales)
             losses.append(loss)
             totals |= {term.name: sums[i] for i, term in enumerate(shared)}
+        for term in features:
+            total = term.total(outputs, batch, signals, known)
+            losses.append(float(scales[term.name]) * total)
+            totals[term.name] = total.detach()
         for term in self.others:
             if term not in terms:
                 continue
@@ -348,7 +368,7 @@ class Objective:
         scales: Mapping[str, float],
     ) -> tuple[Tensor, Tensor]:
         """Scaled sum and [terms] totals, through the head in chunks or from logits as they are."""
-        targets = batch.kept_targets
+        targets, signals = batch.kept_targets, logit_signals(signals)
         parts = [
             term.part(numbers[term.name], float(scales[term.name]), batch, known) for term in terms
         ]
@@ -391,10 +411,18 @@ def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
 def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
     """Outputs at the positions of `asked`, which are some of those of `batch`."""
     kept = asked.mask[batch.mask]
-    if outputs.hidden is not None:
-        return replace(outputs, hidden=outputs.hidden[kept])
-    assert outputs.logits is not None
-    return replace(outputs, logits=outputs.logits[kept])
+
+    def of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor[kept] for name, tensor in tensors.items()}
+
+    return replace(
+        outputs,
+        hidden=None if outputs.hidden is None else outputs.hidden[kept],
+        logits=None if outputs.logits is None else outputs.logits[kept],
+        layers=of(outputs.layers),
+        attention=of(outputs.attention),
+        projected=of(outputs.projected),
+    )
 
 
 def _sharing_targets(parts: list[Part]) -> list[Part]:

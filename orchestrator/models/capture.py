@@ -3,11 +3,11 @@
 Promises: nothing of a model is changed, and hooks are gone when the forward is done, whether it
 failed or not. Imports torch; never ray, deepspeed or mlflow.
 
-Shape letters: R rows, T positions, d width of a module's output, H heads.
+Shape letters: R rows (samples of a classifier), T positions, d width of a module's output, H heads.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .forward import backbone, evaluating, forward_hidden, forward_logits, input_device
+from .forward import (
+    backbone,
+    classify,
+    evaluating,
+    forward_hidden,
+    forward_logits,
+    input_device,
+    unwrapped,
+)
 
 _PROBED = 4  # tokens of the probe
 
@@ -24,20 +32,20 @@ _PROBED = 4  # tokens of the probe
 class Inside:
     """The modules whose outputs can be asked for, by path."""
 
-    layers: dict[str, int] = field(default_factory=dict)  # width of what gives [R, T, d]
+    layers: dict[str, int] = field(default_factory=dict)  # width of a position or of a whole map
     attention: dict[str, int] = field(default_factory=dict)  # heads of what tells its attention
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of maps: channels first
 
 
 def inside(module: nn.Module) -> Inside:
-    """Look at every module during one forward of four tokens.
+    """Look at every module of a causal model during one forward of four tokens.
 
-    A module that runs several times in a forward is left out: its output has no single meaning.
+    Paths are those of the model without peft's wrapper. A module that runs several times in a
+    forward is left out: its output has no single meaning.
     """
-    runs: Counter[str] = Counter()
-    found = Inside()
+    found, module = Inside(), unwrapped(module)
 
     def note(path: str, output: Any) -> None:
-        runs[path] += 1
         hidden, attention = output_of(output), attention_of(output)
         if hidden is not None and hidden.shape[:-1] == (1, _PROBED):
             found.layers[path] = hidden.shape[-1]
@@ -47,14 +55,52 @@ def inside(module: nn.Module) -> Inside:
     device = input_device(module)
     ids = torch.tensor([[0, 1, 0, 1]], device=device)
     positions = torch.arange(_PROBED, device=device)[None]
+    run = forward_logits if backbone(module) is None else forward_hidden
+    _look(module, note, lambda: run(module, ids, positions), found)
+    return found
+
+
+def inside_classifier(module: nn.Module, inputs: Mapping[str, Tensor]) -> Inside:
+    """The same of a classifier, during one forward of two samples or more.
+
+    Args:
+        module: the classifier.
+        inputs: as `forward.classify` takes them.
+    """
+    found = Inside()
+    rows = next(iter(inputs.values())).shape[0]
+
+    def note(path: str, output: Any) -> None:
+        first = first_of(output)
+        if first is None or first.shape[:1] != (rows,):
+            return
+        shape = by_sample(first, inputs).shape[1:]
+        if shape:
+            found.layers[path] = shape.numel()
+        if len(shape) > 1:
+            found.shapes[path] = tuple(shape)
+
+    _look(module, note, lambda: classify(module, inputs), found)
+    return found
+
+
+def _look(
+    module: nn.Module, note: Callable[[str, Any], None], run: Callable[[], Any], found: Inside
+) -> None:
+    """Fill `found` by `note` during one run."""
+    runs: Counter[str] = Counter()
+
+    def see(path: str, output: Any) -> None:
+        runs[path] += 1
+        note(path, output)
+
     paths = [path for path, _ in module.named_modules() if path]
-    with torch.no_grad(), evaluating(module), watching(module, paths, note):
-        (forward_logits if backbone(module) is None else forward_hidden)(module, ids, positions)
+    with torch.no_grad(), evaluating(module), watching(module, paths, see):
+        run()
     for path, times in runs.items():
         if times > 1:
-            found.layers.pop(path, None)
-            found.attention.pop(path, None)
-    return found
+            for told in (found.layers, found.attention, found.shapes):
+                told.pop(path, None)
 
 
 @contextmanager
@@ -79,10 +125,28 @@ def watching(
             handle.remove()
 
 
+def first_of(output: Any) -> Tensor | None:
+    """What a module returned, or the first part of it; None if that is no tensor."""
+    first = output[0] if isinstance(output, tuple) and output else output
+    return first if isinstance(first, Tensor) else None
+
+
 def output_of(output: Any) -> Tensor | None:
     """[R, T, d]: what a module returned, or the first part of it; None for anything else."""
-    first = output[0] if isinstance(output, tuple) and output else output
-    return first if isinstance(first, Tensor) and first.ndim == 3 else None
+    first = first_of(output)
+    return first if first is not None and first.ndim == 3 else None
+
+
+def by_sample(output: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """[R, d], or [R, channels, ...]: what a classifier's module says of each sample.
+
+    A text's tokens are averaged, padding left out, wherever a module gives them one by one.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or output.ndim != 3 or output.shape[1] != mask.shape[1]:
+        return output
+    own = mask.to(output.dtype).unsqueeze(-1)
+    return (output * own).sum(1) / own.sum(1)
 
 
 def attention_of(output: Any) -> Tensor | None:

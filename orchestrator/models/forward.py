@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model itself, without peft's wrapper. Its LoRA layers stay in place and active."""
-    return module.get_base_model() if hasattr(module, "peft_config") else module  # type: ignore[operator]
+    # The model inside bears the adapters' config too, once it has been wrapped.
+    return module.get_base_model() if hasattr(module, "get_base_model") else module  # type: ignore[operator]
 
 
 def backbone(module: nn.Module) -> nn.Module | None:

@@ -5,7 +5,8 @@
 
 Promises: no batch statistics and no dropout, so the output of a sample depends on it alone; the
 switch of the skips (`residual`) leaves names and shapes of parameters, and fresh weights, as they
-are. Imports torch only.
+are; `stages.0` gives the features after the first layer, `stages.k` those after block k, to whoever
+looks inside. Imports torch only.
 
 Shape letters: R samples, V classes.
 """
@@ -96,13 +97,14 @@ class MLP(nn.Module):
         self.first = nn.Linear(inputs, width)
         self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.head = nn.Linear(width, classes)
+        self.stages = _stages(depth)
 
     def forward(self, features: Tensor) -> Tensor:
         """[R, inputs] -> [R, V]."""
-        x = self._activation(self.first(features))
-        for block in self.blocks:
+        x = self.stages[0](self._activation(self.first(features)))
+        for block, stage in zip(self.blocks, self.stages[1:], strict=True):
             y = self._activation(block(x))
-            x = x + y if self._residual else y
+            x = stage(x + y if self._residual else y)
         return self.head(x)
 
 
@@ -127,18 +129,24 @@ class Conv(nn.Module):
             for _ in range(depth)
         )
         self.head = nn.Linear(width, classes)
+        self.stages = _stages(depth)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[R, channels, size, size] -> [R, V]."""
-        x = self._activation(self.first(pixel_values))
+        x = self.stages[0](self._activation(self.first(pixel_values)))
         for index, block in enumerate(self.blocks):
             if index:
                 x = nn.functional.max_pool2d(x, 2)
             y = x
             for layer in block:  # type: ignore[attr-defined]  # a ModuleList of two
                 y = self._activation(layer(y))
-            x = x + y if self._residual else y
+            x = self.stages[index + 1](x + y if self._residual else y)
         return self.head(x.mean((2, 3)))
+
+
+def _stages(depth: int) -> nn.ModuleList:
+    """Modules that only pass features on, so that they have a path."""
+    return nn.ModuleList(nn.Identity() for _ in range(depth + 1))
 
 
 def _check(activation: str, **sizes: int) -> None:

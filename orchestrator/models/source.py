@@ -12,7 +12,8 @@ from orchestrator.spec.models import RoleSpec
 
 from .folder import is_adapter, weight_files
 
-_NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "encoding", "max_queue", "path"}
+_NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "max_queue", "path"}
+_NOT_OUTPUTS |= {"encoding", "layers_dtype"}  # how answers are carried is each request's own
 
 
 def source_digest(spec: RoleSpec, *, deterministic: bool, reads: str = "tokens") -> str | None:

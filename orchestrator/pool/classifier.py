@@ -1,11 +1,11 @@
-"""The engine behind a replica of a classifier: a row of logits a sample.
+"""The engine behind a replica of a classifier: a row of logits a sample, or features of its layers.
 
 Torch and the model room are imported inside the replica only, as in `engine`.
 
 Shape letters: R samples of a forward, V classes.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
     FullAsk,
     HeadRecord,
+    LayersAsk,
     Request,
     RoleDescription,
     SampledAsk,
@@ -26,6 +27,9 @@ from .answers import wanted_counts
 from .forwards import CPU_TOKENS, GPU_TOKENS, arrange
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from orchestrator.models.capture import Inside
     from orchestrator.models.load import Loaded
     from orchestrator.signals.encodings import RoleOutputs
 
@@ -61,14 +65,31 @@ class ClassifierEngine:
             self._words = 1
         # The last bits of an answer depend on these, and a cache must not mix them.
         how = f"{self._device.type}{'-alone' if alone else ''}/{reading.label}"
+        found = self._inside()
         self._description = RoleDescription(
             role,
             f"{loaded.fingerprint}/{how}",
             loaded.vocabulary,
             loaded.width,
             sum(p.numel() for p in loaded.module.parameters()),
+            found.layers,
             reads=reading.label,
+            shapes=found.shapes,
         )
+
+    def _inside(self) -> "Inside":
+        """What layers give; nothing where nobody says how many numbers a sample has."""
+        import torch
+
+        from orchestrator.models.capture import Inside, inside_classifier
+
+        shape = self._reading.shape
+        if self._reading.input is not None and shape is None:
+            return Inside()
+        words = 3 if shape is None else int(np.prod(shape))
+        inputs = self._inputs([np.arange(words, dtype=np.int32) % 2] * 2)
+        with torch.inference_mode():
+            return inside_classifier(self._loaded.module, inputs)
 
     def describe(self) -> RoleDescription:
         """What is loaded."""
@@ -82,7 +103,7 @@ class ClassifierEngine:
         """Arrays as the request's ask declares them.
 
         Raises:
-            SpecError: the ask is not about logits.
+            SpecError: the ask is about neither logits nor layers.
             ValueError: the request is malformed, or a value is not finite or overflows the wire.
         """
         import torch
@@ -99,17 +120,33 @@ class ClassifierEngine:
                 answer[name][group] = array
         return answer
 
-    def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
-        """One forward."""
+    def _inputs(self, samples: list[np.ndarray]) -> "dict[str, Tensor]":
         import torch
 
+        arrays = inputs_of(self._reading, samples, len(samples[0]))
+        return {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items()}
+
+    def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
+        """One forward."""
+        from orchestrator.models.capture import by_sample, first_of, watching
         from orchestrator.models.forward import classify
         from orchestrator.signals.encodings import RoleOutputs
         from orchestrator.signals.encodings.uniforms import token_hash
 
-        arrays = inputs_of(self._reading, samples, len(samples[0]))
-        inputs = {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items()}
-        logits = classify(self._loaded.module, inputs)
+        inputs = self._inputs(samples)
+        captured: dict[str, Tensor] = {}
+
+        def take(path: str, output: Any) -> None:
+            tensor = first_of(output)
+            if tensor is None:
+                raise ValueError(f"{path} gave {type(output).__name__}, unlike when it was loaded")
+            captured[path] = by_sample(tensor, inputs).flatten(1)
+
+        paths = ask.layers if isinstance(ask, LayersAsk) else ()
+        with watching(self._loaded.module, paths, take):
+            logits = classify(self._loaded.module, inputs)
+        if paths:
+            return RoleOutputs(captured=captured)
         if not isinstance(ask, SampledAsk):
             return RoleOutputs(logits=logits)
         hashes = np.array([token_hash(sample) for sample in samples], np.uint64)
@@ -118,10 +155,10 @@ class ClassifierEngine:
 
 
 def _check(ask: SignalAsk, role: str) -> None:
-    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk):
+    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk):
         raise SpecError(
             f"roles.{role}.encoding",
-            f"is {ask.kind}, and a classifier answers with logits only",
+            f"is {ask.kind}, and a classifier answers with logits or outputs of layers only",
             "Use full, topk or sampled",
         )
 

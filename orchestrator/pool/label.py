@@ -26,7 +26,8 @@ from orchestrator.data import (
 )
 from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.events import Labelled
-from orchestrator.signals.asks import ask_of, exact_ask
+from orchestrator.planner.layer_maps import logit_asks
+from orchestrator.signals.asks import exact_ask
 from orchestrator.signals.cache.records import RoleCard
 from orchestrator.signals.layouts import position_bytes
 from orchestrator.signals.records import SignalAsk
@@ -35,6 +36,7 @@ from orchestrator.spec import JobSpec
 from .cache import CacheLink
 from .cache_records import CacheHandle
 from .client import PoolClient
+from .inside import maps_of
 from .records import PoolHandle
 from .source import Question, SignalSource, pieces_of
 from .translate import translated
@@ -60,6 +62,7 @@ def needed(
     has_head: Mapping[str, bool],
     tokenizer: str | None = None,
     crossings: Mapping[str, Crossing] | None = None,
+    inside: Mapping[str, SignalAsk] | None = None,
 ) -> list[Needed]:
     """All that a job will ever ask: its training samples, and the held-out rows it measures.
 
@@ -69,14 +72,16 @@ def needed(
         has_head: by role.
         tokenizer: the job's.
         crossings: roles that have another.
+        inside: what is asked about layers and attention, by `Ask.key`.
     """
     crossings, every = crossings or {}, tuple(range(len(data.train)))
     asked: list[Needed] = []
-    for role in spec.objective.served_roles:
+    for key, ask in {**logit_asks(spec), **(inside or {})}.items():
         store: Samples = data.train
+        role, _, _ = key.partition(".")
         if role in crossings and tokenizer is not None:
             store = CrossedStore.open(data.train, tokenizer, crossings[role])
-        asked.append(Needed(role, ask_of(spec.roles[role].encoding), store, every))
+        asked.append(Needed(role, ask, store, every))
     compared = spec.compared_with(crossings)
     if compared is not None and len(data.held_out):
         rows = held_out_rows(
@@ -169,7 +174,8 @@ class Labeller:
         for role in spec.used_roles:
             self._link.put_role(RoleCard(self._source.describe(role), heads[role]))
         has_head = {role: head is not None for role, head in heads.items()}
-        parts = needed(spec, data, has_head, job.tokenizer, job.crossings)
+        inside = self._inside(data)
+        parts = needed(spec, data, has_head, job.tokenizer, job.crossings, inside)
         try:
             lacking = [missing_samples(self._link, p, job.fingerprints[p.role]) for p in parts]
             if any(lacking):
@@ -191,10 +197,23 @@ class Labeller:
         finally:
             self._source.close()
 
+    def _inside(self, data: TokenData) -> Mapping[str, SignalAsk]:
+        """What terms ask about layers and attention: which, the student must say."""
+        job = self._job
+        if not job.spec.objective.looks_inside:
+            return {}
+        from orchestrator.models.load import load_model
+
+        student = load_model(
+            job.spec.student, tokenizer=job.tokenizer, seed=job.spec.seed, field="student"
+        )
+        return maps_of(job.spec, data, student, self._source.describe).asks
+
     def _nbytes(self, part: Needed, samples: Sequence[int]) -> int:
         """Bytes of the answers about some samples."""
         positions = sum(int(part.store.wanted(i).sum()) for i in samples)
-        return positions * position_bytes(part.ask, self._source.describe(part.role))
+        longest = int(part.store.lengths.max(initial=0))
+        return positions * position_bytes(part.ask, self._source.describe(part.role), longest)
 
     def _part(self, index: int, part: Needed, missing: Sequence[int]) -> Iterator[Labelled]:
         tokens = int(part.store.lengths[missing].sum()) if missing else 0

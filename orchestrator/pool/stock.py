@@ -71,6 +71,8 @@ def check_stock(
 ) -> None:
     """Refuse a job without a pool whose signals are not all in the cache.
 
+    Layers and attention are not looked for: which are wanted is known once the student is loaded.
+
     Raises:
         SpecError: with the number of samples that are missing; or the directory cannot be used.
     """

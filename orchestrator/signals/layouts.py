@@ -69,7 +69,7 @@ class Described(Protocol):
 
     @property
     def layers(self) -> Mapping[str, int]:
-        """Width of the output of each module by path."""
+        """Width of the output of each module by path, a map's with all its positions."""
         ...
 
     @property

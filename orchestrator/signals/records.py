@@ -139,6 +139,7 @@ class RoleDescription:
     layers: Mapping[str, int] = field(default_factory=dict)  # width of modules' outputs by path
     attention: Mapping[str, int] = field(default_factory=dict)  # heads of those that tell it
     reads: str = "tokens"  # what its samples are to it; of a classifier, `Reading.label`
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of layers that give maps
 
 
 @dataclass(frozen=True, slots=True)

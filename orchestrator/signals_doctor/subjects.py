@@ -120,7 +120,7 @@ def served(
     """
     description, record = engine.describe(), engine.head()
     head = None if record is None else head_from_record(record, device)
-    learned_from = role in job.objective.served_roles
+    learned_from = role in job.objective.logit_roles
     encoding = job.roles[role].encoding
     if head is None and learned_from and isinstance(encoding, HiddenEncoding):
         raise SpecError(

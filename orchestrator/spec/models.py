@@ -187,12 +187,14 @@ class RoleSpec(ModelSpec):
     """How one replica uses several GPUs: `layers` lays the model's layers over them."""
     encoding: EncodingSpec = HiddenEncoding(kind="hidden")
     """How its answers are carried; a classifier's default is full."""
+    layers_dtype: DType = "float32"
+    """Of layers and attention on the wire, where a term looks inside."""
     max_queue: PositiveInt = 64
     """Requests a replica holds before it refuses more with a retry hint."""
 
     def served(self) -> dict[str, Any]:
-        """What decides a replica: all but the encoding, which is each request's own."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"encoding"})
+        """What decides a replica: all but how answers are carried, which is each request's own."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"encoding", "layers_dtype"})
 
     @model_validator(mode="before")
     @classmethod

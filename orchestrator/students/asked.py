@@ -8,7 +8,7 @@ import torch
 
 from orchestrator.data import Collate, NumpyBatch, Row, SampleStore, end_to_end
 from orchestrator.signals.records import SignalAsk
-from strategies.contract import Batch, LogitSignal
+from strategies.contract import Batch, LogitSignal, Signal
 
 from .batches import to_device
 from .questions import Questions
@@ -19,8 +19,14 @@ class Answered:
     """A micro-batch, and what roles say of it."""
 
     batch: Batch
-    signals: dict[str, LogitSignal]
+    signals: dict[str, Signal]  # by `Ask.key`
     asked: Mapping[str, Batch] | None  # by role, the part asked about; None: all of it
+
+    def logits(self, role: str) -> LogitSignal:
+        """What a role says of logits."""
+        signal = self.signals[role]
+        assert isinstance(signal, LogitSignal)  # what is under a role's own name
+        return signal
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +83,8 @@ class Asker:
         flat = end_to_end(store, rows)
         return {role: self.questions.ask(role, work, flat, ask) for role, ask in asks.items()}
 
-    def _signals(self, names: Mapping[str, str]) -> dict[str, LogitSignal]:
+    def _signals(self, names: Mapping[str, str]) -> dict[str, Signal]:
         if self.questions is None:
             return {}
         answer = self.questions.answer
-        return {role: answer(role, name, self.device) for role, name in names.items()}
+        return {key: answer(key, name, self.device) for key, name in names.items()}

@@ -33,7 +33,8 @@ def export_student(job: StudentJob, engine: Engine, rank: int) -> Exported:
     weights = engine.weights()
     exported = Exported("", "", None)
     if weights is not None:
-        exported = _write(job, {k.removeprefix(PREFIX): v for k, v in weights.items()})
+        own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
+        exported = _write(job, own)
     torch.distributed.barrier()
     return exported
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from orchestrator.data import Collate, NumpyBatch, Order, Row, SampleStore, share
-from strategies.contract import Batch, LogitSignal
+from strategies.contract import Batch, Signal
 
 from .batches import to_device
 from .ledger import Ledger
@@ -28,7 +28,7 @@ class Micro:
     """One micro-batch of this rank, its signals decoded."""
 
     batch: Batch
-    signals: dict[str, LogitSignal]
+    signals: dict[str, Signal]  # by `Ask.key`
     samples: int
     tokens: int  # tokens of samples, padding not counted; samples, for a classifier
     rows: Sequence[Row] = ()
@@ -117,8 +117,8 @@ class Feed:
         while pending := self._next_of(step):
             began = time.monotonic()
             signals = {
-                role: self._questions.answer(role, name, self._device)
-                for role, name in pending.questions.items()
+                key: self._questions.answer(key, name, self._device)
+                for key, name in pending.questions.items()
                 if self._questions is not None
             }
             self.wait_s += time.monotonic() - began

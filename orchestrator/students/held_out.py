@@ -61,7 +61,7 @@ class HeldOut:
 
     def _add(self, sums: dict[str, Tensor], answered: Answered) -> None:
         batch = answered.batch
-        signal = None if self._role is None else answered.signals[self._role]
+        signal = None if self._role is None else answered.logits(self._role)
 
         def consume(outputs: Outputs) -> Tensor:
             for name, value in position_statistics(outputs, batch, signal).items():

@@ -5,7 +5,8 @@ there (gathering around it from outside fails). The head module's `forward` is t
 by one that takes a consumer of `Outputs`; called without one it gives logits as before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +23,8 @@ from orchestrator.models.forward import (
 )
 from strategies.contract import Batch, Head, Outputs
 
+from .inside import Inside
+
 Consumer = Callable[[Outputs], Tensor]
 Owe = Callable[[Tensor], Tensor]
 """The balance of a model's routers -> what to add to the loss for it."""
@@ -34,11 +37,19 @@ class StudentModule(nn.Module):
         model: the module to train.
         head: its output head, or None when it cannot be told apart; then the consumer gets logits.
         owed: the balance loss that a mixture of experts owes, if any.
+        inside: takes what terms look at inside the model; None: nothing.
     """
 
-    def __init__(self, model: nn.Module, head: Head | None, owed: OwedLoss | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head | None,
+        owed: OwedLoss | None = None,
+        inside: Inside | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
+        self.inside = inside
         self._owed = owed
         if owed is not None and head is None:
             raise SpecError(
@@ -51,19 +62,33 @@ class StudentModule(nn.Module):
             _let_head_consume(_head_module(model), head)
         self._separable = head is not None
 
-    def forward(self, batch: Batch, consume: Consumer, owe: Owe | None = None) -> Tensor:
+    def forward(
+        self, batch: Batch, consume: Consumer, owe: Owe | None = None, *, look_inside: bool = True
+    ) -> Tensor:
         """Scalar of `consume`, which sees N positions in row-major order (N may be 0).
 
-        With `owe`, a model that owes a balance loss has what `owe` makes of it added.
+        With `owe`, a model that owes a balance loss has what `owe` makes of it added. Without
+        `look_inside` the outputs are those at the model's end alone.
         """
-        if not self._separable:
-            return consume(Outputs(logits=_logits(self.model, batch)[batch.mask]))
-        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
-        if self._owed is None or owe is None:
-            return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
-        hidden, routers = forward_routed(self.model, ids, positions)
-        balance = balance_loss(routers, batch.sample_index >= 0, self._owed)
-        return self._consumed(hidden, batch, consume) + owe(balance)
+        with self._looking(batch, consume, look_inside) as consume:
+            if not self._separable:
+                return consume(Outputs(logits=_logits(self.model, batch)[batch.mask]))
+            ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+            if self._owed is None or owe is None:
+                return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
+            hidden, routers = forward_routed(self.model, ids, positions)
+            balance = balance_loss(routers, batch.sample_index >= 0, self._owed)
+            return self._consumed(hidden, batch, consume) + owe(balance)
+
+    @contextmanager
+    def _looking(self, batch: Batch, consume: Consumer, wanted: bool) -> Iterator[Consumer]:
+        """Inside, modules are watched; gives the consumer of outputs that are not yet whole."""
+        inside = self.inside
+        if inside is None or not wanted:
+            yield consume
+            return
+        with inside.taking(self.model) as taken:
+            yield lambda outputs: consume(inside(taken, batch, outputs))
 
     def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
@@ -97,11 +122,11 @@ def _let_head_consume(module: nn.Module, head: Head) -> None:
 
 
 def no_gradient(module: nn.Module, batch: Batch, consume: Consumer) -> None:
-    """Run a consumer over a batch in evaluation mode."""
+    """Run a consumer of the model's end over a batch in evaluation mode."""
     training = module.training
     module.eval()
     try:
         with torch.no_grad():
-            module(batch, consume)
+            module(batch, consume, look_inside=False)
     finally:
         module.train(training)

@@ -9,16 +9,17 @@ import torch
 
 from orchestrator.data import CrossedStore, Crossing, Flat, Row, SampleStore, end_to_end
 from orchestrator.errors import SpecError
+from orchestrator.planner.layer_maps import logit_asks
 from orchestrator.pool import PoolClient
 from orchestrator.pool.cache import CacheLink
 from orchestrator.pool.source import Question, SignalSource
-from orchestrator.signals.asks import ask_of, exact_ask
+from orchestrator.signals.asks import exact_ask
 from orchestrator.signals.cache.records import RoleCard
 from orchestrator.signals.cache.roles import read_role
 from orchestrator.signals.encodings import decode, head_from_record
-from orchestrator.signals.records import SignalAsk
+from orchestrator.signals.records import RoleDescription, SignalAsk
 from orchestrator.spec.models import HiddenEncoding
-from strategies.contract import Batch, Head, LogitSignal
+from strategies.contract import Batch, Head, LayersSignal, LogitSignal, Signal, role_of
 from strategies.samples import only
 
 from .records import StudentJob
@@ -29,7 +30,7 @@ class Questions:
     """One rank's way to its signals."""
 
     source: SignalSource
-    asks: dict[str, SignalAsk]  # per role of the objective
+    asks: dict[str, SignalAsk]  # what the objective asks, by `Ask.key`
     heads: dict[str, Head | None]  # None: the role's head cannot be told apart
     replicas: int
     tokenizer: str | None = None  # the job's, where a role has another
@@ -40,14 +41,14 @@ class Questions:
     _crossed: dict[str, CrossedStore] = field(default_factory=dict)
 
     def ask_all(self, work: str, store: SampleStore, rows: Sequence[Row]) -> dict[str, str]:
-        """Ask each role of the objective about some rows; the questions' names by role."""
+        """Ask all that the objective asks about some rows; the questions' names by `Ask.key`."""
         plain = end_to_end(store, rows)
         names: dict[str, str] = {}
-        for role in self.asks:
-            flat = plain
+        for key in self.asks:
+            flat, role = plain, role_of(key)
             if role in self.crossings:
                 flat = end_to_end(self._crossed_store(role, store), rows)
-            names[role] = self.ask(role, work, flat)
+            names[key] = self.ask(key, work, flat)
         return names
 
     def asked(
@@ -65,7 +66,7 @@ class Questions:
         """
         if not self.crossings:
             return None
-        found = dict.fromkeys(self.asks, batch)
+        found = dict.fromkeys(map(role_of, self.asks), batch)
         for role in self.crossings:
             kept = torch.from_numpy(self._crossed_store(role, store).kept(rows))
             found[role] = only(batch, kept.to(batch.targets.device))
@@ -79,19 +80,27 @@ class Questions:
             self._crossed[role] = known
         return known
 
-    def ask(self, role: str, work: str, flat: Flat, ask: SignalAsk | None = None) -> str:
+    def ask(self, key: str, work: str, flat: Flat, ask: SignalAsk | None = None) -> str:
         """Ask about some samples; the question's name. `work` names them, unique on this rank."""
-        question = Question(f"{work}/{role}", role, ask or self.asks[role], flat)
+        question = Question(f"{work}/{key}", role_of(key), ask or self.asks[key], flat)
         self.source.submit(question)
         return question.name
 
-    def answer(self, role: str, name: str, device: torch.device) -> LogitSignal:
+    def answer(self, key: str, name: str, device: torch.device) -> Signal:
         """Wait for one answer and decode it onto `device`."""
         reply = self.source.result(name)
         self.forward_s += reply.forward_s
         self.received_bytes += reply.nbytes
+        role = role_of(key)
         signal = decode(reply, self.heads[role], device=device)
-        assert isinstance(signal, LogitSignal)  # no term asks for layers or attention yet
+        if isinstance(signal, LayersSignal):
+            return shaped(signal, self.source.describe(role))
+        return signal
+
+    def logits(self, role: str, name: str, device: torch.device) -> LogitSignal:
+        """The same, of a question about logits."""
+        signal = self.answer(role, name, device)
+        assert isinstance(signal, LogitSignal)  # it was asked for
         return signal
 
     def vocabulary(self, role: str) -> int:
@@ -124,6 +133,16 @@ class Questions:
             **{f"pool/{name}": float(value) for name, value in self.pool_counts().items()},
             **{f"cache/{name}": float(value) for name, value in self.cache_counts().items()},
         }
+
+
+def shaped(signal: LayersSignal, role: RoleDescription) -> LayersSignal:
+    """With feature maps as maps: on the wire they lie flat."""
+    return LayersSignal(
+        {
+            path: x.reshape(len(x), *role.shapes[path]) if path in role.shapes else x
+            for path, x in signal.outputs.items()
+        }
+    )
 
 
 def open_questions(job: StudentJob, rank: int, device: torch.device) -> Questions | None:
@@ -164,7 +183,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
 
 def _connected(job: StudentJob, source: SignalSource, device: torch.device) -> Questions:
     """Questions with the heads of all roles at hand."""
-    spec, roles = job.spec, job.spec.objective.served_roles
+    spec, roles = job.spec, job.spec.objective.logit_roles
     heads: dict[str, Head | None] = {}
     for role in spec.used_roles:
         record = source.head(role)
@@ -178,7 +197,7 @@ def _connected(job: StudentJob, source: SignalSource, device: torch.device) -> Q
             )
     return Questions(
         source,
-        {role: ask_of(spec.roles[role].encoding) for role in roles},
+        logit_asks(spec),
         heads,
         sum(spec.roles[role].replicas for role in spec.used_roles) if source.pool else 0,
         job.tokenizer,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data import SampleStore
-from strategies.contract import Batch, LogitSignal, Outputs
+from strategies.contract import Batch, Outputs, Signal, role_of
 from strategies.measuring import measure
 from strategies.samples import narrowed, random_scores
 from strategies.specs.samples import SelectSpec
@@ -57,12 +57,12 @@ class Selector:
         for _ in names:
             self._ledger.count("asked", epoch, len(chosen))
         asked = self._questions.asked(batch, self._store, rows)
-        asked = dict.fromkeys(names, batch) if asked is None else asked
+        asked = dict.fromkeys(map(role_of, names), batch) if asked is None else asked
         return replace(micro, asked=asked, roles_samples=len(chosen)), names
 
-    def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict[str, LogitSignal]:
+    def _answers(self, epoch: int, micro: Micro, names: dict[str, str]) -> dict[str, Signal]:
         device = self._engine.device
-        signals = {role: self._questions.answer(role, n, device) for role, n in names.items()}
+        signals = {key: self._questions.answer(key, n, device) for key, n in names.items()}
         for _ in names:
             self._ledger.count("delivered", epoch, micro.answered)
         return signals

@@ -16,7 +16,10 @@ from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.evaluation.diagnostics.report import metrics as diagnostic_metrics
 from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
 from orchestrator.models.families import owed_loss, zero3_leaves
+from orchestrator.models.forward import input_device
 from orchestrator.models.load import Loaded
+from orchestrator.planner.layer_maps import LayerMaps
+from orchestrator.pool.inside import maps_of
 from strategies.objective import build_objective
 from strategies.progress import Progress
 from strategies.specs import CondenseSpec, HookSpec
@@ -31,6 +34,7 @@ from .export import export_student
 from .feed import Feed
 from .fit import check_classifier
 from .held_out import HeldOut
+from .inside import Inside
 from .ledger import Ledger, check
 from .module import StudentModule
 from .questions import Questions, open_questions
@@ -76,7 +80,8 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
     try:
         check_classifier(job.spec, data, loaded, questions)
         check_diagnostics(job.spec, data, job.crossings)
-        with Run(job, rank, world, reporter, data, loaded, questions, clock) as run:
+        maps = _maps(job, data, loaded, questions)
+        with Run(job, rank, world, reporter, data, loaded, questions, maps, clock) as run:
             return run.whole()
     finally:
         if questions is not None:
@@ -87,6 +92,17 @@ def _changing(between: CondenseSpec | HookSpec, job: StudentJob, data: TokenData
     """Data that change between epochs."""
     blendable = not job.spec.data.reads_text and job.pool is not None
     return Changing(between, data.train, blendable=blendable)
+
+
+def _maps(
+    job: StudentJob, data: TokenData, loaded: Loaded, questions: Questions | None
+) -> LayerMaps:
+    """What terms look at inside student and roles, about which the questions then ask too."""
+    if questions is None or not job.spec.objective.looks_inside:
+        return LayerMaps()
+    maps = maps_of(job.spec, data, loaded, questions.source.describe)
+    questions.asks |= maps.asks
+    return maps
 
 
 class Run:
@@ -101,6 +117,7 @@ class Run:
         data: TokenData,
         loaded: Loaded,
         questions: Questions | None,
+        maps: LayerMaps,
         clock: Clock,
     ) -> None:
         spec = job.spec
@@ -122,12 +139,16 @@ class Run:
         )
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
-        module = StudentModule(loaded.module, loaded.head(), owed)
-        self.parameters = sum(each.numel() for each in module.parameters())  # before ZeRO cuts them
+        inside = Inside(maps, spec.seed) if maps.pairs else None
+        if inside is not None:
+            inside.to(input_device(loaded.module))
+        # Before ZeRO cuts them.
+        self.parameters = sum(each.numel() for each in loaded.module.parameters())
+        module = StudentModule(loaded.module, loaded.head(), owed, inside)
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
-        self.objective = build_objective(spec.objective)
+        self.objective = build_objective(spec.objective, pairs=maps.pairs)
         self.stepper = Stepper(self.engine, self.objective, spec.training, owed, watch)
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(

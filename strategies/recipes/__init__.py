@@ -10,6 +10,7 @@ from pydantic import Field
 from .adaptive_kl import AdaptiveKL
 from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
+from .attention_transfer import AttentionTransfer
 from .base import Recipe as Recipe
 from .btkd import Btkd
 from .condensation import Condensation
@@ -21,7 +22,9 @@ from .dtd_cwsm import DtdCwsm
 from .dtd_flsw import DtdFlsw
 from .dynamic_adoption import DynamicAdoption
 from .dynamic_selection import DynamicSelection
+from .fitnet import FitNet
 from .forward_kl import ForwardKL
+from .fsp import Fsp
 from .gjsd import GeneralisedJSD
 from .hard_labels import HardLabels
 from .ka_shift import KAShift
@@ -31,9 +34,12 @@ from .kd_sim import KDsim
 from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
 from .multi_teacher import MultiTeacher
+from .objective_adjustment import ObjectiveAdjustment
 from .partial_variance import PartialVariance
+from .relational import Relational
 from .reverse_kl import ReverseKL
 from .sequence_kd import SequenceKD
+from .similarity_preserving import SimilarityPreserving
 from .skewed_kl import SkewedKL
 from .symmetric_kl import SymmetricKL
 from .taid import Taid
@@ -73,7 +79,13 @@ RecipeSpec = Annotated[
     | DrKD
     | AnnealingKD
     | ContinuationKD
-    | PartialVariance,
+    | PartialVariance
+    | FitNet
+    | AttentionTransfer
+    | SimilarityPreserving
+    | Relational
+    | Fsp
+    | ObjectiveAdjustment,
     Field(discriminator="kind"),
 ]
 

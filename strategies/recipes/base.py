@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict
 
 from ..specs.base import Spec
+from ..specs.features import FeatureTermSpec
 from ..specs.samples import BetweenEpochs, SelectSpec
 from ..specs.schedules import Number, extremes, within
 from ..specs.targets import TargetSpec
@@ -47,8 +48,18 @@ class Recipe(Spec):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """Roles that it asks; each costs one forward pass a sample."""
+        """Roles that it asks."""
         return tuple(dict.fromkeys(role for term in self.terms() for role in term.served_roles))
+
+    @property
+    def asks(self) -> tuple[tuple[str, str], ...]:
+        """(role, logits or what is inside); each costs one forward pass a sample."""
+        asked = [
+            (role, term.looks_at if isinstance(term, FeatureTermSpec) else "logits")
+            for term in self.terms()
+            for role in term.served_roles
+        ]
+        return tuple(dict.fromkeys(asked))
 
     @property
     def needs_labels(self) -> bool:

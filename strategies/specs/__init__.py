@@ -8,6 +8,15 @@ from .adaptive import AdaptiveSchedule as AdaptiveSchedule
 from .adaptive import FollowSchedule as FollowSchedule
 from .adaptive import TaidSchedule as TaidSchedule
 from .base import Spec as Spec
+from .features import AttentionMapsSpec as AttentionMapsSpec
+from .features import AttentionTransferSpec as AttentionTransferSpec
+from .features import FeatureTermSpec as FeatureTermSpec
+from .features import FlowPair as FlowPair
+from .features import FlowSpec as FlowSpec
+from .features import HiddenStatesSpec as HiddenStatesSpec
+from .features import LayerPair as LayerPair
+from .features import RelationalSpec as RelationalSpec
+from .features import SimilarityPreservingSpec as SimilarityPreservingSpec
 from .measures import Measure as Measure
 from .measures import TemperatureBySpec as TemperatureBySpec
 from .measures import WeighBySpec as WeighBySpec
@@ -31,6 +40,7 @@ from .schedules import extremes as extremes
 from .schedules import within as within
 from .targets import TargetSpec as TargetSpec
 from .targets import TransformSpec as TransformSpec
+from .term import TermBase as TermBase
 from .terms import AdaptiveKLSpec as AdaptiveKLSpec
 from .terms import AlphaBetaSpec as AlphaBetaSpec
 from .terms import CrossEntropySpec as CrossEntropySpec
@@ -45,7 +55,6 @@ from .terms import ReverseKLSpec as ReverseKLSpec
 from .terms import RoleTerm as RoleTerm
 from .terms import SkewedForwardKLSpec as SkewedForwardKLSpec
 from .terms import SkewedReverseKLSpec as SkewedReverseKLSpec
-from .terms import TermBase as TermBase
 from .terms import TermSpec as TermSpec
 from .terms import TotalVariationSpec as TotalVariationSpec
 from .terms import UniversalSpec as UniversalSpec

@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from ..recipes import Recipe, RecipeSpec
 from .adaptive import FollowSchedule
 from .base import Spec
+from .features import FeatureTermSpec
 from .samples import BetweenEpochs, SelectSpec
 from .schedules import Number, extremes
 from .terms import DivergenceSpec, ImportedTerm, TermSpec
@@ -127,6 +128,17 @@ class ObjectiveSpec(Spec):
     def served_roles(self) -> tuple[str, ...]:
         """Roles some term asks, in order of first use."""
         return tuple(dict.fromkeys(role for term in self.terms for role in term.served_roles))
+
+    @property
+    def logit_roles(self) -> tuple[str, ...]:
+        """Those of them that are asked for logits."""
+        asking = (term for term in self.terms if not isinstance(term, FeatureTermSpec))
+        return tuple(dict.fromkeys(role for term in asking for role in term.served_roles))
+
+    @property
+    def looks_inside(self) -> bool:
+        """Whether some term learns from layers or attention."""
+        return any(isinstance(term, FeatureTermSpec) for term in self.terms)
 
     def temperatures(self, role: str) -> list[Number]:
         """The temperatures at which terms look at a role."""

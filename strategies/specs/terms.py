@@ -4,52 +4,18 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import Spec
+from .features import (
+    AttentionMapsSpec,
+    AttentionTransferSpec,
+    FlowSpec,
+    HiddenStatesSpec,
+    RelationalSpec,
+    SimilarityPreservingSpec,
+)
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-
-DENSE = ("full", "hidden")
-DENSE_OR_TOPK = (*DENSE, "topk")
-
-
-class TermBase(Spec):
-    """Base of all terms."""
-
-    encodings: ClassVar[tuple[str, ...]] = ()
-    """Encodings of its role that the term can learn from; () for a term without a role."""
-    scheduled: ClassVar[tuple[str, ...]] = ("weight",)
-    """Fields that may be schedules, `weight` first."""
-    crosses_tokenizers: ClassVar[bool] = False
-    """Whether it can learn from a role with another tokenizer, at the positions that pair."""
-
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
-    """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
-    weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
-    """What the term's mean counts in the loss."""
-
-    @property
-    def served_roles(self) -> tuple[str, ...]:
-        """Roles that it asks."""
-        return ()
-
-    @property
-    def needs_labels(self) -> bool:
-        """Whether the data's own labels enter."""
-        return False
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Rows that no cut may split, for whatever compares rows with each other."""
-        return ()
-
-    def numbers(self) -> dict[str, Number]:
-        """All numbers that may move, by name, `weight` first."""
-        return {name: getattr(self, name) for name in self.scheduled}
-
-    def usable_encodings(self) -> tuple[str, ...]:
-        """`encodings`, less what this term's other fields rule out."""
-        return self.encodings
+from .term import DENSE, DENSE_OR_TOPK, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -379,6 +345,12 @@ TermSpec = Annotated[
     | DecoupledSpec
     | UniversalSpec
     | LogitsDistanceSpec
+    | HiddenStatesSpec
+    | AttentionMapsSpec
+    | AttentionTransferSpec
+    | FlowSpec
+    | SimilarityPreservingSpec
+    | RelationalSpec
     | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),

@@ -17,10 +17,13 @@ import cutting
 import pytest
 import torch
 from cutting import BETA, T_FORWARD, T_JS, T_REVERSE, WEIGHTS, Way
+from feature_oracle import oracle
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny
 from torch import Tensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+from orchestrator.students.inside import Inside
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -47,14 +50,25 @@ def _teacher(batch: dict[str, Tensor]) -> dict[str, Tensor]:
         found = module.model(
             input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
         )
-    return {"hidden": found.last_hidden_state, "weight": 2 * module.lm_head.weight.detach()}
+    make = torch.Generator().manual_seed(12)
+    return {
+        "hidden": found.last_hidden_state,
+        "weight": 2 * module.lm_head.weight.detach(),
+        "theirs": torch.randn(*batch["targets"].shape, cutting.ROLE_WIDTH, generator=make),
+    }
 
 
 def _expected(family: str, batch: dict[str, Tensor], teacher: dict[str, Tensor]) -> Expected:
     module: Any = cutting.student(family).module.double()
     if family == "mixtral":
         module.set_experts_implementation("eager")  # the grouped one has no float64
-    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    projectors: Any = Inside(cutting.maps(), 0).double()
+    parameters = dict(module.named_parameters())
+    parameters |= {f"inside.{name}": p for name, p in projectors.named_parameters()}
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    layers: list[Tensor] = []
+    watched = module.get_submodule(cutting.LAYER)
+    watched.register_forward_hook(lambda _module, _inputs, output: layers.append(output))
     inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"]}
     student = module(**inputs, use_cache=False).logits
     mask = batch["targets"] != -100
@@ -76,14 +90,16 @@ def _expected(family: str, batch: dict[str, Tensor], teacher: dict[str, Tensor])
         "jensen_shannon": T_JS**2 * (BETA * kl(p, m) + (1 - BETA) * kl(q, m)),
     }
     losses = {term: value.mean() for term, value in per_position.items()}
-    loss = torch.stack([WEIGHTS[term] * value for term, value in losses.items()]).sum()
+    losses |= _features(batch, layers[0], projectors.projectors["map"], teacher["theirs"])
+    weights = WEIGHTS | {term["kind"]: term["weight"] for term in cutting.FEATURES}
+    loss = torch.stack([weights[term] * value for term, value in losses.items()]).sum()
     if family == "mixtral":
         loss = loss + cutting.COEFFICIENT * _balance(module, batch)
     loss.backward()
-    gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
-    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), cutting.CLIP))
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors = [p for p in module.parameters() if p.ndim < 2]
+    gradients = {name: p.grad.clone() for name, p in parameters.items()}
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), cutting.CLIP))
+    matrices = [p for p in parameters.values() if p.ndim >= 2]
+    vectors = [p for p in parameters.values() if p.ndim < 2]
     torch.optim.AdamW(
         [{"params": matrices, "weight_decay": cutting.DECAY}, {"params": vectors}],
         lr=cutting.LR,
@@ -91,9 +107,35 @@ def _expected(family: str, batch: dict[str, Tensor], teacher: dict[str, Tensor])
         eps=cutting.EPS,
         weight_decay=0.0,
     ).step()
-    after = {name: p.detach().clone() for name, p in module.named_parameters()}
+    after = {name: p.detach().clone() for name, p in parameters.items()}
     plain = {term: float(value.detach()) for term, value in losses.items()}
     return Expected(plain, float(loss.detach()), norm, gradients, before, after)
+
+
+def _features(
+    batch: dict[str, Tensor], layer: Tensor, projector: Any, theirs: Tensor
+) -> dict[str, Tensor]:
+    """What the terms on the layer in the middle are, by the oracle."""
+    places = [tuple(place) for place in (batch["targets"] != -100).nonzero().tolist()]
+    index = [int(batch["sample_index"][place]) for place in places]
+    samples = list(dict.fromkeys(index))
+    row = {sample: place[0] for sample, place in zip(index, places, strict=True)}
+    groups = [row[sample] // 2 for sample in samples]
+
+    def cut(features: Tensor) -> list[list[Tensor]]:
+        by_place = zip(index, places, strict=True)
+        found: dict[int, list[Tensor]] = {}
+        for sample, place in by_place:
+            found.setdefault(sample, []).append(features[place])
+        return list(found.values())
+
+    role, plain, mapped = cut(theirs.double()), cut(layer), cut(projector(layer))
+    found = {}
+    for term in cutting.FEATURES:
+        ours = mapped if term["kind"] == "hidden_states" else plain
+        whole = {"distance": "mse", **term}
+        found[term["kind"]] = oracle(whole, [(ours, role)], groups, maps=False)
+    return found
 
 
 def _balance(module: Any, batch: dict[str, Tensor]) -> Tensor:

@@ -66,6 +66,23 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
             }
         ]
     },
+    "layers": {
+        "terms": [
+            CE,
+            {
+                "kind": "hidden_states",
+                "projector": "orthogonal",
+                "layers": [{"student": "model.layers.*", "role": "model.layers.*"}],
+                "weigh_by": {"measure": "student_entropy"},
+            },
+            {
+                "kind": "relational",
+                "relation": "distance",
+                "group": 4,
+                "layers": [{"student": "model.norm", "role": "model.layers.1.mlp"}],
+            },
+        ]
+    },
     "selection": {
         "terms": [CE, KL],
         "select": {"measure": "student_entropy", "share": 0.5, "group": 2},

@@ -20,8 +20,16 @@ ROWS, LENGTH, EMPTY_ROWS, SILENT_ROWS = 16, 24, 4, (4, 5)
 CLIP, LR, DECAY, BETAS, EPS = 0.5, 1e-2, 0.1, (0.9, 0.95), 1e-3
 """A large eps keeps Adam's first step smooth, so that rounding stays rounding."""
 COEFFICIENT = 0.5
+LAYER, LAYER_WIDTH, ROLE_WIDTH = "model.layers.0", 32, 24
 WEIGHTS = {"cross_entropy": 0.7, "forward_kl": 1.3, "reverse_kl": 0.4, "jensen_shannon": 0.6}
 T_FORWARD, T_REVERSE, T_JS, BETA = 2.0, 1.5, 1.25, 0.3
+LAYERS = {"layers": [{"student": LAYER, "role": "theirs"}]}
+FEATURES: list[dict[str, Any]] = [
+    {"kind": "hidden_states", "projector": "linear", "weight": 0.2, **LAYERS},
+    {"kind": "attention_transfer", "weight": 0.5, **LAYERS},
+    {"kind": "similarity_preserving", "group": 2, "weight": 2.0, **LAYERS},
+]
+"""Of one layer in the middle of the student; no cut splits two rows that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +110,7 @@ def job(way: Way) -> Any:
             "student": {"path": "unused"},
             "roles": {"teacher": {"path": "unused"}},
             "data": {"sources": [{"kind": "text", "path": "unused"}]},
-            "objective": {"terms": list(term.values())},
+            "objective": {"terms": [*term.values(), *FEATURES]},
             "training": {
                 "steps": 10,
                 "global_batch": ROWS,
@@ -117,12 +125,25 @@ def job(way: Way) -> Any:
     )
 
 
+def maps() -> Any:
+    """What the terms look at."""
+    from orchestrator.planner.layer_maps import LayerMaps, Projector
+    from strategies.pairs import Pair
+
+    names = [term["kind"] for term in FEATURES]
+    pairs = {name: (Pair(LAYER, "theirs"),) for name in names}
+    pairs["hidden_states"] = (Pair(LAYER, "theirs", "map"),)
+    projector = Projector("map", "linear", LAYER, LAYER_WIDTH, ROLE_WIDTH)
+    return LayerMaps(pairs, (LAYER,), (), (projector,))
+
+
 def take_step(way: Way, folder: Path, rank: int) -> None:
     """One step through the engine; what it gave, as files."""
     from safetensors.torch import load_file, save_file
 
     from orchestrator.models.families import owed_loss, zero3_leaves
     from orchestrator.students.engine import Engine
+    from orchestrator.students.inside import Inside
     from orchestrator.students.module import StudentModule
     from orchestrator.students.step import Stepper
     from strategies.objective import build_objective
@@ -135,7 +156,7 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
         enable: Any = loaded.module.gradient_checkpointing_enable
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     micros = _micros(way, rank, loaded.vocabulary, load_file(folder / "teacher.safetensors"))
-    module = StudentModule(loaded.module, loaded.head(), owed)
+    module = StudentModule(loaded.module, loaded.head(), owed, Inside(maps(), spec.seed))
     names = [name for name, _ in module.named_parameters()]
     engine = Engine(module, spec, zero3_leaves(loaded.module))
     gradients: dict[str, Tensor] = {}
@@ -145,7 +166,8 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
             gradients[name.removeprefix("model.")] = _whole_gradient(parameter)
         return {"ranks": 1.0}
 
-    stepper = Stepper(engine, build_objective(spec.objective), spec.training, owed)
+    objective = build_objective(spec.objective, pairs=maps().pairs)
+    stepper = Stepper(engine, objective, spec.training, owed)
     stepped = stepper.step(Progress(0, 10), micros, read_gradients)
     weights = engine.weights()
     engine.close()
@@ -166,6 +188,7 @@ def take_poisoned_step(folder: Path, rank: int) -> None:
 
     from orchestrator.errors import NonFiniteLoss
     from orchestrator.students.engine import Engine
+    from orchestrator.students.inside import Inside
     from orchestrator.students.module import StudentModule
     from orchestrator.students.step import Stepper
     from strategies.objective import build_objective
@@ -174,12 +197,14 @@ def take_poisoned_step(folder: Path, rank: int) -> None:
     way = Way(2, 2, 0, "llama", False)
     spec = job(way)
     loaded = student(way.family)
-    engine = Engine(StudentModule(loaded.module, loaded.head()), spec, [])
+    student_module = StudentModule(loaded.module, loaded.head(), None, Inside(maps(), 0))
+    engine = Engine(student_module, spec, [])
     before = [p.detach().clone() for p in loaded.module.parameters()]
     teacher = load_file(folder / "teacher.safetensors")
     if rank == 1:
         teacher["hidden"].fill_(float("nan"))
-    stepper = Stepper(engine, build_objective(spec.objective), spec.training)
+    objective = build_objective(spec.objective, pairs=maps().pairs)
+    stepper = Stepper(engine, objective, spec.training)
     raised = ""
     try:
         stepper.step(Progress(3, 10), _micros(way, rank, loaded.vocabulary, teacher))
@@ -200,7 +225,7 @@ def _whole_gradient(parameter: torch.nn.Parameter) -> Tensor:
 
 def _micros(way: Way, rank: int, vocabulary: int, teacher: dict[str, Tensor]) -> list[Any]:
     from orchestrator.students.feed import Micro
-    from strategies.contract import Batch, Head, HiddenSignal
+    from strategies.contract import Batch, Head, HiddenSignal, LayersSignal
 
     whole = global_batch(vocabulary)
     share = ROWS // way.workers
@@ -215,8 +240,10 @@ def _micros(way: Way, rank: int, vocabulary: int, teacher: dict[str, Tensor]) ->
         )
         hidden = teacher["hidden"][rows][batch.mask]
         signal = HiddenSignal(hidden, Head(teacher["weight"]))
+        layers = LayersSignal({"theirs": teacher["theirs"][rows][batch.mask]})
+        signals = {"teacher": signal, "teacher.layers": layers}
         tokens = int((batch.sample_index >= 0).sum())
-        micros.append(Micro(batch, {"teacher": signal}, 2 * way.micro_batch, tokens))
+        micros.append(Micro(batch, signals, 2 * way.micro_batch, tokens))
     return micros
 
 

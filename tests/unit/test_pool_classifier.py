@@ -17,6 +17,7 @@ from orchestrator.pool.engine import load_role
 from orchestrator.pool.records import RoleLoad
 from orchestrator.signals.encodings import decode
 from orchestrator.signals.records import (
+    AttentionAsk,
     FullAsk,
     HiddenAsk,
     LayersAsk,
@@ -27,7 +28,8 @@ from orchestrator.signals.records import (
     TopKAsk,
 )
 from orchestrator.spec.models import RoleSpec
-from strategies.contract import DenseSignal, SampledSignal, TopKSignal
+from orchestrator.students.questions import shaped
+from strategies.contract import DenseSignal, LayersSignal, SampledSignal, TopKSignal
 
 NUMBERS = Reading("features")
 BERT = {
@@ -162,10 +164,47 @@ def test_shapes_and_determinism_are_in_the_fingerprint() -> None:
     assert not np.allclose(answers[0]["logits"], answers[1]["logits"])
 
 
-@pytest.mark.parametrize("ask", [HiddenAsk("float32"), LayersAsk(("first",), "float32")])
-def test_asks_that_are_not_about_logits_are_refused(ask: SignalAsk) -> None:
-    with pytest.raises(SpecError, match="Use full, topk or sampled"):
+@pytest.mark.parametrize("ask", [HiddenAsk("float32"), AttentionAsk(("first",), "float32")])
+def test_asks_about_neither_logits_nor_layers_are_refused(ask: SignalAsk) -> None:
+    with pytest.raises(
+        SpecError, match=r"logits or outputs of layers only\. Use full, topk or sampled"
+    ):
         engine_of(digits.student(), NUMBERS).forward(request(ask, features(1)))
+
+
+def test_layers_of_a_perceptron_are_served_where_the_shape_is_known() -> None:
+    engine, samples = engine_of(digits.student(), Reading("features", (64,))), features(5)
+    signal = answered(engine, LayersAsk(("stages.2",), "float32"), samples)
+    assert isinstance(signal, LayersSignal)
+    head = engine._loaded.module.head
+    logits = local(engine, Reading("features", (64,)), samples)
+    torch.testing.assert_close(head(signal.outputs["stages.2"]), logits)
+    assert not engine_of(digits.student(), NUMBERS).describe().layers
+    with pytest.raises(SpecError, match=r"has no layer stages\.9"):
+        engine.forward(request(LayersAsk(("stages.9",), "float32"), samples))
+
+
+def test_maps_cross_flat_and_are_maps_again() -> None:
+    image = {**digits.student(), "import": "orchestrator.models.reference:conv"}
+    image["arguments"] = {"channels": 1, "size": 8, "classes": 10, "width": 4}
+    engine = engine_of(image, Reading("pixel_values", (1, 8, 8)))
+    signal = answered(engine, LayersAsk(("stages.2",), "float32"), features(3))
+    assert signal.outputs["stages.2"].shape == (3, 64)
+    whole = shaped(signal, engine.describe()).outputs["stages.2"]
+    assert whole.shape == (3, 4, 4, 4)
+    head = engine._loaded.module.head
+    logits = local(engine, Reading("pixel_values", (1, 8, 8)), features(3))
+    torch.testing.assert_close(head(whole.mean((2, 3))), logits)
+
+
+def test_a_texts_layers_are_means_over_its_own_tokens() -> None:
+    engine = engine_of({"architecture": LLAMA, "tokenizer": str(tiny.TOKENIZER)}, Reading())
+    make = np.random.default_rng(1)
+    samples = [make.integers(1, 4096, n).astype(np.int32) for n in (9, 7, 8)]
+    ask = LayersAsk(("model.layers.0",), "float32")
+    together = answered(engine, ask, samples).outputs["model.layers.0"]
+    alone = [answered(engine, ask, [s]).outputs["model.layers.0"] for s in samples]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_positions_inside_a_sample_are_refused() -> None:

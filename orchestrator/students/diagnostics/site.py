@@ -75,7 +75,7 @@ class Site:
         for answered in self.asker.answered(store, parts, self.exactly(role), work):
 
             def consume(outputs: Outputs, at: Answered = answered) -> Tensor:
-                for seen in compared(outputs, at.batch, at.signals[role]):
+                for seen in compared(outputs, at.batch, at.logits(role)):
                     look(seen)
                 return torch.zeros(())
 
@@ -95,7 +95,7 @@ class Site:
         for answered in self.asker.answered(store, parts, asks, work):
 
             def consume(outputs: Outputs, at: Answered = answered) -> Tensor:
-                signal = None if role is None else at.signals[role]
+                signal = None if role is None else at.logits(role)
                 found = position_statistics(outputs, at.batch, signal)
                 for name in names:
                     sums[name] += float(found[name])

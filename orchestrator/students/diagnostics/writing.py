@@ -115,7 +115,7 @@ def role_writes(
         texts = [[*p.tokens, *w] for p, w in zip(prompts, written, strict=True)]
         flat = _last_wanted(texts)
         name = questions.ask(role, f"{work}.{position}", flat, questions.exact_ask(role))
-        signal = questions.answer(role, name, device)
+        signal = questions.logits(role, name, device)
         width = min(dense_width(signal, role), vocabulary)
         reader = read(signal, width, torch.float32)
         assert isinstance(reader, DenseReader)

@@ -1,0 +1,137 @@
+"""What terms look at inside the student: taken during its forward, and projected.
+
+All of it happens inside the module DeepSpeed wraps, where under ZeRO-3 weights exist: hooks take
+the very tensors of the forward, projectors are modules beside the model, and every rank runs them,
+with no positions if need be. Tensors are taken as they are and cut afterwards: under gradient
+checkpointing an operation inside a layer would have to be repeated with it.
+
+Shape letters: R rows, T positions, N loss-bearing positions, C channels, H heads.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.models.capture import attention_of, by_sample, first_of, watching
+from orchestrator.models.forward import unwrapped
+from orchestrator.planner.layer_maps import LayerMaps
+from strategies.contract import Batch, Outputs
+
+Taken = dict[str, Tensor]
+"""By module path, whole."""
+
+
+class Orthogonal(nn.Module):
+    """A linear map whose rows or columns, whichever are fewer, are orthonormal at every step.
+
+    The first rows and columns of exp(W - W^T). Miles, Elezi, Deng, arXiv:2403.06213, section 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        size = max(inputs, outputs)
+        self._inputs, self._outputs = inputs, outputs
+        self.weight = nn.Parameter(torch.randn(size, size) * size**-0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        weight = self.weight.float()  # the exponential of a half-precision matrix is far off
+        rotation = torch.linalg.matrix_exp(weight - weight.T)
+        return features @ rotation[: self._inputs, : self._outputs].to(features.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The modules of a student whose outputs are wanted."""
+
+    layers: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.layers, *self.attention)))
+
+
+class Inside(nn.Module):
+    """Takes what terms look at, and holds their projectors.
+
+    Args:
+        maps: what is looked at.
+        seed: of the projectors' fresh weights, equal on every rank.
+    """
+
+    def __init__(self, maps: LayerMaps, seed: int) -> None:
+        super().__init__()
+        self.wanted = Wanted(maps.layers, maps.attention)
+        self._sources = {one.name: one.path for one in maps.projectors}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.projectors = nn.ModuleDict(
+                {
+                    one.name: Orthogonal(one.inputs, one.outputs)
+                    if one.kind == "orthogonal"
+                    else nn.Linear(one.inputs, one.outputs)
+                    for one in maps.projectors
+                }
+            )
+
+    @contextmanager
+    def taking(self, model: nn.Module) -> Iterator[tuple[Taken, Taken]]:
+        """Inside, outputs of layers and attention are put into the two when modules have run."""
+        layers: Taken = {}
+        attention: Taken = {}
+
+        def see(path: str, output: Any) -> None:
+            if path in self.wanted.layers:
+                layers[path] = _there(first_of(output), path, output)
+            if path in self.wanted.attention:
+                attention[path] = _there(attention_of(output), path, output)
+
+        with watching(unwrapped(model), self.wanted.paths, see):
+            yield layers, attention
+
+    def forward(self, taken: tuple[Taken, Taken], batch: Batch, outputs: Outputs) -> Outputs:
+        """`outputs` with what was taken, at the N loss-bearing positions."""
+        layers = {path: at_positions(output, batch) for path, output in taken[0].items()}
+        projected = {
+            name: _by_channel(self.projectors[name], layers[path])
+            for name, path in self._sources.items()
+        }
+        attention = {path: from_sample_start(output, batch) for path, output in taken[1].items()}
+        return replace(outputs, layers=layers, projected=projected, attention=attention)
+
+
+def at_positions(output: Tensor, batch: Batch) -> Tensor:
+    """[N, C] of a causal model's [R, T, C]; of a classifier [N, C] or [N, C, ...]."""
+    if "position_ids" not in batch.inputs:
+        return by_sample(output, batch.inputs)[batch.mask[:, 0]]
+    # Flash attention runs all rows end to end as one.
+    return output.reshape(*batch.targets.shape, *output.shape[2:])[batch.mask]
+
+
+def from_sample_start(output: Tensor, batch: Batch) -> Tensor:
+    """[N, H, T] of [R, H, T, T]: keys of the query's own sample first, then zeros."""
+    rows = output.transpose(1, 2)[batch.mask]
+    keys = torch.arange(rows.shape[-1], device=rows.device)
+    place = keys.expand(batch.targets.shape)[batch.mask]
+    start = place - batch.inputs["position_ids"][batch.mask]
+    wanted = start[:, None] + keys
+    own = wanted <= place[:, None]
+    index = wanted.clamp_max(len(keys) - 1)[:, None].expand_as(rows)
+    return rows.gather(2, index) * own[:, None]
+
+
+def _by_channel(projector: nn.Module, features: Tensor) -> Tensor:
+    """Channels are the second axis, wherever there are more."""
+    return projector(features.movedim(1, -1)).movedim(-1, 1)
+
+
+def _there(tensor: Tensor | None, path: str, output: Any) -> Tensor:
+    if tensor is None:
+        raise ValueError(f"{path} gave {type(output).__name__}, unlike when it was looked into")
+    return tensor

@@ -1,0 +1,50 @@
+"""What every term of a job file has. Pydantic only."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from .base import Spec
+from .schedules import Number, within
+
+DENSE = ("full", "hidden")
+DENSE_OR_TOPK = (*DENSE, "topk")
+
+
+class TermBase(Spec):
+    """Base of all terms."""
+
+    encodings: ClassVar[tuple[str, ...]] = ()
+    """Encodings of its role that the term can learn from; () for a term without a role."""
+    scheduled: ClassVar[tuple[str, ...]] = ("weight",)
+    """Fields that may be schedules, `weight` first."""
+    crosses_tokenizers: ClassVar[bool] = False
+    """Whether it can learn from a role with another tokenizer, at the positions that pair."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
+    """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
+    weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
+    """What the term's mean counts in the loss."""
+
+    @property
+    def served_roles(self) -> tuple[str, ...]:
+        """Roles that it asks."""
+        return ()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the data's own labels enter."""
+        return False
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Rows that no cut may split, for whatever compares rows with each other."""
+        return ()
+
+    def numbers(self) -> dict[str, Number]:
+        """All numbers that may move, by name, `weight` first."""
+        return {name: getattr(self, name) for name in self.scheduled}
+
+    def usable_encodings(self) -> tuple[str, ...]:
+        """`encodings`, less what this term's other fields rule out."""
+        return self.encodings
