@@ -5,6 +5,7 @@ their checkpoints; a trial that fails is tried again and then reported, and the 
 Everything wrong with the file is found before anything starts. Heavy imports wait until then.
 """
 
+import importlib.util
 import json
 import shutil
 import threading
@@ -82,6 +83,7 @@ def run_search(
         StillhouseError: another process runs this search, or no trial can run.
     """
     jobs = [absolute_paths(job) for job in check_search(search)]
+    _check_installed(search)
     _preflight(jobs)
     first = jobs[0]
     folder = folders.open_folder(
@@ -111,6 +113,15 @@ def run_search(
             f"{over} trials of search {search.name!r} are over; go on with --resume {search.name}"
         )
     return result
+
+
+def _check_installed(search: Search) -> None:
+    if search.spec.searcher.kind == "cmaes" and importlib.util.find_spec("cmaes") is None:
+        raise SpecError(
+            "search.searcher",
+            "is cmaes, and the package cmaes is not installed",
+            "Install stillhouse[cmaes], or use tpe",
+        )
 
 
 def _preflight(jobs: Sequence[JobSpec]) -> None:

@@ -18,8 +18,10 @@ from .spec import STEP, AshaScheduler, MedianScheduler, SearchSpec, goal_name
 from .suggest import Suggestions
 from .trainable import Trial
 
-CALL_S = 60.0
+CALL_S = 120.0
 """Deadline of one call to the exchange."""
+START_S = 600.0
+"""Deadline of its start."""
 ON_THE_HEAD = "node:__internal_head__"
 """A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
 MANY = 10**6
@@ -29,7 +31,9 @@ class RayExchange:
     """The crew's end of the exchange."""
 
     def __init__(self, actor: Any) -> None:
+        """Waits until the actor is up."""
         self._actor, self._seen = actor, 0
+        ray.get(actor.messages.remote(0, 0.0), timeout=START_S)
 
     def messages(self, timeout_s: float) -> Sequence[tuple[str, int]]:
         found: list[Message] = ray.get(

@@ -66,7 +66,7 @@ def _job(root: Path, kind: str) -> dict[str, Any]:
     if kind == "sequence_kd":
         prompts = {"text": ["def f(x):\n"]}
         sources = [{"kind": "generated", "prompts": prompts, "count": 20, "length": 8}]
-    architecture = tiny.architecture(48) if kind == TEACHER else tiny.architecture()
+    architecture = tiny.architecture(48 if kind == TEACHER else 32, layers=2)
     asks_third = kind == "dynamic_adoption"  # two roles by itself, and so another pool
     return {
         "name": kind.replace("_", "-"),

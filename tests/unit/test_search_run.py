@@ -1,5 +1,6 @@
 """What a search does without Ray: its lanes, what it tries, what it writes, how it is resumed."""
 
+import importlib.util
 import json
 import math
 import queue
@@ -519,6 +520,17 @@ def test_a_bad_file_ends_with_two_and_starts_nothing(
     assert exit_code(["search", str(file), *options]) == 2
     assert words in capsys.readouterr().err
     assert not (file.parent / "runs").exists()
+
+
+def test_a_searcher_that_is_not_installed_is_refused(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: None if name == "cmaes" else real(name)
+    )
+    assert exit_code(["search", str(file), "--set", "search.searcher=cmaes"]) == 2
+    assert "stillhouse[cmaes]" in capsys.readouterr().err
 
 
 def test_a_search_runs_in_one_process_at_a_time(file: Path) -> None:
