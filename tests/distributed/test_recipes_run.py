@@ -24,7 +24,7 @@ from strategies.samples import size_after
 from strategies.specs import CondenseSpec
 from strategies.view import share_of
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS, BATCH = 5, 8
 TEACHER = "label_smoothing_kd"
@@ -66,7 +66,7 @@ def _job(root: Path, kind: str) -> dict[str, Any]:
     if kind == "sequence_kd":
         prompts = {"text": ["def f(x):\n"]}
         sources = [{"kind": "generated", "prompts": prompts, "count": 20, "length": 8}]
-    architecture = tiny.architecture(48 if kind == TEACHER else 32, layers=2)
+    architecture = tiny.architecture(48 if kind in (TEACHER, "fsp") else 32, layers=2)
     asks_third = kind == "dynamic_adoption"  # two roles by itself, and so another pool
     return {
         "name": kind.replace("_", "-"),
