@@ -139,7 +139,7 @@ def test_an_interrupted_search_goes_on_where_it_was(tmp_path: Path, listening: N
             _thread.interrupt_main()
 
     search = _search(budget={"trials": 4}, searcher={"kind": "tpe", "startup_trials": 2})
-    bench = Bench(_loss, before=before)
+    bench = Bench(_loss, before=before, held=frozenset({("t1", 10)}))
     first = Played(search, tmp_path, bench, lanes=1)
     assert first.interrupted and first.by_status["done"] == [0] and len(first.states) == 2
     begun = dict(first.states[1].values)
