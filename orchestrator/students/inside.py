@@ -95,8 +95,11 @@ class Inside(nn.Module):
         with watching(unwrapped(model), self.wanted.paths, see):
             yield layers, attention
 
-    def forward(self, taken: tuple[Taken, Taken], batch: Batch, outputs: Outputs) -> Outputs:
-        """`outputs` with what was taken, at the N loss-bearing positions."""
+    def seen(self, taken: tuple[Taken, Taken], batch: Batch, outputs: Outputs) -> Outputs:
+        """`outputs` with what was taken, at the N loss-bearing positions.
+
+        Not a `forward`: ZeRO-3 looks through what a module gives, and knows tensors only.
+        """
         layers = {path: at_positions(output, batch) for path, output in taken[0].items()}
         projected = {
             name: _by_channel(self.projectors[name], layers[path])

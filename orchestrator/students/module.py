@@ -88,7 +88,7 @@ class StudentModule(nn.Module):
             yield consume
             return
         with inside.taking(self.model) as taken:
-            yield lambda outputs: consume(inside(taken, batch, outputs))
+            yield lambda outputs: consume(inside.seen(taken, batch, outputs))
 
     def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it

@@ -20,7 +20,7 @@ from orchestrator.spec.data import GeneratedSource
 from orchestrator.spec.load import validate_jobs
 from orchestrator.spec.models import ResourcesSpec, RoleSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROMPTS = ["def f(x):\n", "import "]
 COUNT = 3 * PART_TEXTS + 5

@@ -19,7 +19,7 @@ from orchestrator.spec import JobSpec
 from strategies.samples import size_after
 from strategies.specs import CondenseSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STEPS = 14
 KL = {"kind": "forward_kl", "temperature": 2.0}

@@ -14,7 +14,7 @@ from orchestrator.pool.label import needed
 from orchestrator.pool.source import pieces_of
 from orchestrator.spec import JobSpec, resolved_yaml
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from orchestrator.search.table import computed_by
 from orchestrator.session import join_ray
 from orchestrator.spec import JobSpec, load_jobs
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 LR = searches.LR
 

@@ -23,7 +23,7 @@ from orchestrator.signals_doctor.subjects import engine_of, served
 from orchestrator.spec import JobSpec
 from strategies.contract import TopKSignal
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_S = 90.0

@@ -18,7 +18,7 @@ from orchestrator.study.progress import StudyProgress
 from orchestrator.study.run import StudyResult, run_study
 from orchestrator.study.spec import StudySpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @dataclass(frozen=True)
