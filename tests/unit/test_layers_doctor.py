@@ -31,7 +31,7 @@ def test_layers_of_one_size_are_one_line(tmp_path: Path) -> None:
 def _image_job(shape: list[int] | None) -> dict[str, Any]:
     raw = digits.raw_job()
     source = raw["data"]["sources"][0]
-    source["format"] = {"kind": "features", "input_name": "pixel_values", "shape": shape}
+    source["format"] = {"kind": "features", "input": "pixel_values", "shape": shape}
     arguments = {"channels": 1, "size": 8, "classes": 10, "width": 4}
     raw["student"] = {"import": CONV, "task": "classifier", "arguments": arguments}
     return raw
