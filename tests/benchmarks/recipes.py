@@ -25,7 +25,7 @@ from strategies.contract import Batch, Head, HiddenSignal, Outputs
 from strategies.objective import build_objective
 from strategies.progress import Progress
 from strategies.recipes import RECIPES
-from strategies.specs import ObjectiveSpec
+from strategies.specs import FeatureTermSpec, ObjectiveSpec
 
 VOCABULARY, ROWS, CONTEXT = 4096, 8, 128
 
@@ -59,8 +59,13 @@ def a_batch() -> Batch:
 
 
 def specs() -> dict[str, ObjectiveSpec]:
-    """By recipe, with its defaults."""
-    return {kind: ObjectiveSpec.model_validate({"recipe": {"kind": kind}}) for kind in RECIPES}
+    """By recipe, with its defaults; without those that ask for a role's layers as well."""
+    every = {kind: ObjectiveSpec.model_validate({"recipe": {"kind": kind}}) for kind in RECIPES}
+    return {
+        kind: spec
+        for kind, spec in every.items()
+        if not any(isinstance(term, FeatureTermSpec) for term in spec.terms)
+    }
 
 
 def stepper(spec: ObjectiveSpec, student: LlamaForCausalLM, batch: Batch) -> Callable[[], None]:
