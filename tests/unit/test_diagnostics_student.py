@@ -70,7 +70,7 @@ class Role:
         self.answers[work] = HiddenSignal(torch.stack(rows), head)
         return work
 
-    def answer(self, role: str, name: str, device: torch.device) -> LogitSignal:
+    def logits(self, role: str, name: str, device: torch.device) -> LogitSignal:
         return self.answers[name]
 
 
