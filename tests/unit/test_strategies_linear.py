@@ -496,6 +496,8 @@ asked = [Asked(part, 1.0, Dense(teacher, False, "teacher"), labels, True)]
 def faults_of_a_block():
     for _ in range(3):
         compare_at(student, 1.0, asked)
+    return min(once() for _ in range(5))  # pages that the system took back only add
+def once():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         compare_at(student, 1.0, asked)
