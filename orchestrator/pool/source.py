@@ -1,8 +1,9 @@
 """Where a rank's signals come from: the cache where they are known, the pool where they are not.
 
 A question names samples and positions; it becomes wants, one for each record that could answer it.
-A thread per question claims them, reads what is there, asks the pool for what it has to compute,
-hands that to the cache, and only then waits for what others compute. So nobody who computes waits
+A thread per question takes what the client remembers, claims the rest, reads what is there, asks
+the pool for what it has to compute, hands that to the cache, and only then waits for what others
+compute. So nobody who computes waits
 for anybody, and questions cannot wait in a circle. Ray room.
 
 Shape letters: S samples, M tokens of all samples, N wanted positions.
@@ -26,6 +27,7 @@ from .answers import answer_bytes, empty_answer
 from .cache import CacheLink
 from .cache_records import Lead, Want, from_bitmap, to_bitmap
 from .client import PoolClient
+from .memory import Memory
 from .records import RoleDescription
 
 WAIT_S = 20.0
@@ -60,7 +62,7 @@ class Question:
 class SourceCounts:
     """Records by where they came from. At rest they add up to the records wanted."""
 
-    hits: int = 0  # in the store when first asked
+    hits: int = 0  # remembered, or in the store when first asked
     shared: int = 0  # computed by another client meanwhile
     misses: int = 0  # computed by the pool for this client
     computed_tokens: int = 0  # of samples that the pool ran for this client
@@ -93,6 +95,8 @@ class SignalSource:
         fingerprints: of the roles; needed for whatever is cached.
         window_bytes: of answers asked for and not yet taken by `result`.
         window_requests: the same, in questions.
+        cards: of roles that nobody serves.
+        memory_bytes: of records, kept here for later epochs.
     """
 
     def __init__(
@@ -105,8 +109,10 @@ class SignalSource:
         window_bytes: int,
         window_requests: int,
         cards: dict[str, RoleCard] | None = None,
+        memory_bytes: int = 0,
     ) -> None:
         self.pool, self.link = pool, link
+        self._memory = Memory(memory_bytes)
         self._client, self._tenant = client, tenant
         self._fingerprints, self._cards = fingerprints, cards or {}
         self._window_bytes, self._window_requests = window_bytes, window_requests
@@ -186,7 +192,7 @@ class SignalSource:
         assert self.link is not None  # without a cache the pool is asked directly
         pieces = pieces_of(question.flat, self._fingerprints[question.role], question.ask)
         held: dict[bytes, CacheRecord] = {}
-        open_wants = _distinct(pieces)
+        open_wants = self._remember(_distinct(pieces), held)
         forward_s, computed, rounds = 0.0, 0, 0
         while open_wants:
             if self._closed:
@@ -207,6 +213,7 @@ class SignalSource:
                 forward_s += took_s
             for record in found:
                 held[record.key] = record
+                self._memory.keep(record)
                 del open_wants[record.key]
             rounds += 1
         self._count(saved_tokens=max(0, len(question.flat.tokens) - computed))
@@ -221,6 +228,20 @@ class SignalSource:
             description.fingerprint,
             forward_s=forward_s,
         )
+
+    def _remember(
+        self, wants: dict[bytes, Want], held: dict[bytes, CacheRecord]
+    ) -> dict[bytes, Want]:
+        """Put what is remembered into `held`; the wants that are left."""
+        left: dict[bytes, Want] = {}
+        for key, want in wants.items():
+            record = self._memory.find(want)
+            if record is None:
+                left[key] = want
+            else:
+                held[key] = record
+        self._count(hits=len(held))
+        return left
 
     def _compute(
         self, question: Question, pieces: Sequence[Piece], leads: Sequence[Want], round_: int

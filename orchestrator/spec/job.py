@@ -78,6 +78,8 @@ class CacheSpec(Spec):
     """Folder on each node; absent: .cache/stillhouse/signals in the user's home."""
     max_bytes: PositiveInt = 16 * GiB
     """Size on each node beyond which the segments least used are dropped."""
+    memory_bytes: NonNegativeInt = 64 * MiB
+    """Of records that each rank keeps in memory for its later epochs; what comes first stays."""
 
 
 class OptimizerSpec(Spec):

@@ -173,6 +173,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         spec.pool.window_bytes,
         window,
         _cards(job) if pool is None else {},
+        spec.cache.memory_bytes,
     )
     try:
         return _connected(job, source, device)

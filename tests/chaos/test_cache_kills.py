@@ -46,7 +46,8 @@ class Stage:
         raw = spec.model_dump(mode="json", by_alias=True)
         raw["training"]["steps"] = steps
         if cache is not None:
-            raw["cache"] = {"path": str(self.root / cache)}
+            # Without memory of its own, so that a later epoch reads what was harmed meanwhile.
+            raw["cache"] = {"path": str(self.root / cache), "memory_bytes": 0}
         return JobSpec.model_validate(raw)
 
     def play(self, spec: JobSpec, strike: Callable[[], object] | None = None) -> dict[str, Any]:

@@ -18,10 +18,12 @@ from orchestrator.signals.records import HiddenAsk
 ASK = HiddenAsk("float32")
 
 
-def _source(cache: MemoryLink | None, pool: InstantPool | None, client: str = "a") -> SignalSource:
+def _source(
+    cache: MemoryLink | None, pool: InstantPool | None, client: str = "a", memory: int = 0
+) -> SignalSource:
     ports: Any = (pool, None if cache is None else cache.link(client))
     cards = {"teacher": RoleCard(InstantPool().describe("teacher"), None)}
-    return SignalSource(*ports, client, "run", {"teacher": FINGERPRINT}, 1 << 20, 8, cards)
+    return SignalSource(*ports, client, "run", {"teacher": FINGERPRINT}, 1 << 20, 8, cards, memory)
 
 
 def _flat(samples: list[tuple[list[int], list[bool]]]) -> Flat:
@@ -52,10 +54,10 @@ def flats(draw: st.DrawFn) -> Flat:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(flats(), min_size=1, max_size=5))
-def test_answers_do_not_depend_on_what_the_cache_held(questions: list[Flat]) -> None:
+@given(st.lists(flats(), min_size=1, max_size=5), st.sampled_from([0, 30, 1 << 20]))
+def test_answers_do_not_depend_on_what_the_cache_held(questions: list[Flat], memory: int) -> None:
     cache, pool = MemoryLink(), InstantPool()
-    source = _source(cache, pool)
+    source = _source(cache, pool, memory=memory)
     for index, flat in enumerate(questions):
         source.submit(Question(str(index), "teacher", ASK, flat))
     for index, flat in enumerate(questions):
@@ -81,6 +83,33 @@ def test_a_record_with_other_positions_is_widened_and_then_serves_both() -> None
     for flat in (left, right, left, right):
         assert np.array_equal(_answer(_source(cache, pool), flat), _expected(flat))
     assert [request.wanted.nonzero()[0].tolist() for request in pool.asked] == [[0, 1], [0, 1, 3]]
+
+
+def test_what_a_client_remembers_it_asks_nobody() -> None:
+    cache, pool = MemoryLink(), InstantPool()
+    wide, narrow = _flat([_sample([1, 2, 3], 0, 1)]), _flat([_sample([1, 2, 3], 1)])
+    wider, other = _flat([_sample([1, 2, 3], 0, 2)]), _flat([_sample([4, 5], 0)])
+    source = _source(cache, pool, memory=24)  # bytes: three positions of one record
+    for flat, computed in ((wide, 1), (wider, 2), (narrow, 2), (other, 3)):
+        assert np.array_equal(_answer(source, flat), _expected(flat))
+        assert pool.samples == computed
+    cache.records.clear()
+    assert np.array_equal(_answer(source, wide), _expected(wide))
+    assert pool.samples == 3, "the first is remembered"
+    assert np.array_equal(_answer(source, other), _expected(other))
+    assert pool.samples == 4, "for another there was no room"
+    counts = source.counts
+    assert (counts.hits, counts.misses, counts.shared) == (2, 4, 0)
+
+
+def test_what_is_remembered_is_a_copy() -> None:
+    cache, pool = MemoryLink(), InstantPool()
+    flat = _flat([_sample([1, 2, 3], 0, 1)])
+    source = _source(cache, pool, memory=1 << 20)
+    _answer(source, flat)
+    for record in cache.records.values():
+        record.arrays["hidden"][:] = np.nan
+    assert np.array_equal(_answer(source, flat), _expected(flat))
 
 
 def test_equal_samples_of_a_question_are_run_once() -> None:
