@@ -43,6 +43,9 @@ from .watched import WatchedMeasure
 State = dict[str, Memory]
 """What adaptive schedules remember, by the key of their number."""
 
+Known = Mapping[Wanted, Tensor]
+"""Measures of a batch, [N] each."""
+
 _PART_FIELDS = {field.name for field in fields(Part)}
 
 
@@ -134,15 +137,18 @@ class VocabularyTerm:
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """Positions that the term looks at, scalar float32."""
-        asked = self._where()
-        if asked is None:
+        asked = [] if self.where is None else [self.where]
+        return self.counted(batch, measure(asked, batch.kept_targets, logit_signals(signals)))
+
+    def counted(self, batch: Batch, known: Known) -> Tensor:
+        """The same, where `where` is known."""
+        if self.where is None:
             return batch.mask.sum().to(torch.float32)
-        right = measure([asked], batch.kept_targets, logit_signals(signals))[asked]
-        return self._counted(right).sum().to(torch.float32)
+        return self._looked_at(known[self.where]).sum().to(torch.float32)
 
     def measures(self) -> list[Wanted]:
         """What must be measured before `part`."""
-        spec, found = self.spec, [self._where()]
+        spec, found = self.spec, [self.where]
         if isinstance(spec, RoleTerm) and spec.weigh_by is not None:
             found.append(measuring.wanted(spec.weigh_by.measure, spec.role))
         if isinstance(spec, DivergenceSpec) and spec.temperature_by is not None:
@@ -154,7 +160,7 @@ class VocabularyTerm:
         numbers: Mapping[str, float],
         scale: float,
         batch: Batch,
-        known: Mapping[Wanted, Tensor],
+        known: Known,
     ) -> Part:
         """The term with this step's numbers and this batch's measures, for the shared pass."""
         spec = self.spec
@@ -175,20 +181,22 @@ class VocabularyTerm:
             part = replace(part, temperature=measuring.temperatures(by, base, value, batch))
         return replace(part, position_weight=self._position_weight(batch, known))
 
-    def _where(self) -> Wanted | None:
+    @property
+    def where(self) -> Wanted | None:
+        """What says which positions the term looks at; None: it looks at all."""
         spec = self.spec
         if not isinstance(spec, RoleTerm) or spec.where is None:
             return None
         return measuring.wanted("role_right", spec.role)
 
-    def _counted(self, right: Tensor) -> Tensor:
+    def _looked_at(self, right: Tensor) -> Tensor:
         """[N] 1 where the term looks."""
         assert isinstance(self.spec, RoleTerm)
         return right if self.spec.where == "role_right" else 1 - right
 
-    def _position_weight(self, batch: Batch, known: Mapping[Wanted, Tensor]) -> Tensor | None:
-        spec, asked = self.spec, self._where()
-        weight = None if asked is None else self._counted(known[asked])
+    def _position_weight(self, batch: Batch, known: Known) -> Tensor | None:
+        spec = self.spec
+        weight = None if self.where is None else self._looked_at(known[self.where])
         if isinstance(spec, RoleTerm) and spec.weigh_by is not None:
             value = known[measuring.wanted(spec.weigh_by.measure, spec.role)]
             factor = measuring.weights(spec.weigh_by, value, batch)
@@ -273,14 +281,39 @@ class Objective:
             if isinstance(number, AdaptiveSchedule)
         }
 
-    def counts(
+    def known(
         self, batch: Batch, signals: Signals, asked: Mapping[str, Batch] | None = None
+    ) -> Known:
+        """What decides which positions terms look at, for `counts` and `loss`; `asked` as there."""
+        found: dict[Wanted, Tensor] = {}
+        for seen, terms in _by_batch(self.vocabulary, batch, asked):
+            shared = [term for term in terms if isinstance(term, VocabularyTerm)]
+            where = [term.where for term in shared if term.where is not None]
+            found |= measure(where, seen.kept_targets, logit_signals(signals))
+        return found
+
+    def counts(
+        self,
+        batch: Batch,
+        signals: Signals,
+        asked: Mapping[str, Batch] | None = None,
+        known: Known | None = None,
     ) -> dict[str, Tensor]:
         """Per term, what its sum is divided by: float32 scalars, known before any forward.
 
-        `asked` is that of `loss`.
+        Args:
+            batch: the micro-batch.
+            signals: of every role that `asks` names.
+            asked: that of `loss`.
+            known: of `known`; None: it is measured here.
         """
-        return {term.name: term.count(_seen(term, batch, asked), signals) for term in self.terms}
+        known = self.known(batch, signals, asked) if known is None else known
+        return {
+            term.name: term.counted(_seen(term, batch, asked), known)
+            if isinstance(term, VocabularyTerm)
+            else term.count(_seen(term, batch, asked), signals)
+            for term in self.terms
+        }
 
     def loss(
         self,
@@ -290,6 +323,7 @@ class Objective:
         numbers: Mapping[str, float],
         scales: Mapping[str, float],
         asked: Mapping[str, Batch] | None = None,
+        known: Known | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, and each term's sum.
 
@@ -303,6 +337,7 @@ class Objective:
             asked: by role, `batch` with loss only where the role was asked, which is what its
                 signal then covers; terms without a role see all of `batch`. None: roles were asked
                 about all.
+            known: of `known`; what it lacks is measured here.
 
         Returns:
             Scalar `sum over terms of scales[term] * total`, differentiable (once); and the
@@ -317,7 +352,7 @@ class Objective:
         totals: dict[str, Tensor] = {}
         for seen, terms in _by_batch(self.terms, batch, asked):
             shown = outputs if seen is batch else _narrowed(outputs, batch, seen)
-            parts, sums = self._seen(shown, seen, terms, signals, own, scales)
+            parts, sums = self._seen(shown, seen, terms, signals, own, scales, known or {})
             losses += parts
             totals |= sums
         loss = sum(losses[1:], start=losses[0])  # not every term is a measure
@@ -331,14 +366,16 @@ class Objective:
         signals: Signals,
         own: Mapping[str, Mapping[str, float]],
         scales: Mapping[str, float],
+        known: Known,
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Parts of the loss, and the sums, of the terms that see the same positions."""
         shared = [term for term in terms if isinstance(term, VocabularyTerm)]
         features = [term for term in terms if isinstance(term, FeatureTerm)]
         watched = [term for term in terms if isinstance(term, WatchedMeasure)]
         wanted = [one for term in (*shared, *features, *watched) for one in term.measures()]
+        wanted = [one for one in wanted if one not in known]
         logits = logit_signals(signals)
-        known = measure(wanted, batch.kept_targets, logits, outputs) if wanted else {}
+        known = {**known, **measure(wanted, batch.kept_targets, logits, outputs)}
         totals = {term.name: term.total(known) for term in watched}
         losses: list[Tensor] = []
         if shared:
@@ -362,7 +399,7 @@ class Objective:
         outputs: Outputs,
         batch: Batch,
         terms: Sequence[VocabularyTerm],
-        known: Mapping[Wanted, Tensor],
+        known: Known,
         signals: Signals,
         numbers: Mapping[str, Mapping[str, float]],
         scales: Mapping[str, float],

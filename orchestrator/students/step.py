@@ -16,7 +16,7 @@ from orchestrator.errors import NonFiniteLoss
 from orchestrator.models.families import OwedLoss
 from orchestrator.spec.job import TrainingSpec
 from strategies.contract import Batch, Outputs
-from strategies.objective import Objective
+from strategies.objective import Known, Objective
 from strategies.progress import Progress
 
 from .collective import sum_over_ranks
@@ -92,7 +92,8 @@ class Stepper:
             NonFiniteLoss: on every rank alike, if any rank's loss is not a number.
         """
         numbers = self._objective.numbers(at, self.schedules)
-        counts = self._global_counts(micros)
+        known = [self._objective.known(micro.batch, micro.signals, micro.asked) for micro in micros]
+        counts = self._global_counts(micros, known)
         scales = {
             term: numbers[f"{term}.weight"] * self._engine.gradient_factor / max(count, 1.0)
             for term, count in counts.items()
@@ -110,7 +111,8 @@ class Stepper:
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1
-            self._backward(micro, numbers, scales, totals, agree if last else None)
+            agreed = agree if last else None
+            self._backward(micro, known[index], numbers, scales, totals, agreed)
         norm = self._engine.gradient_norm()
         if not math.isfinite(norm):
             raise NonFiniteLoss(
@@ -128,6 +130,7 @@ class Stepper:
     def _backward(
         self,
         micro: Micro,
+        known: Known,
         numbers: Mapping[str, float],
         scales: Mapping[str, float],
         totals: dict[str, float],
@@ -137,7 +140,7 @@ class Stepper:
             if self._watch is not None:
                 self._watch(micro.batch, outputs)
             loss, sums = self._objective.loss(
-                outputs, micro.batch, micro.signals, numbers, scales, micro.asked
+                outputs, micro.batch, micro.signals, numbers, scales, micro.asked, known
             )
             for term, total in sums.items():
                 totals[term] += float(total)
@@ -150,11 +153,11 @@ class Stepper:
 
         self._engine.backward(micro.batch, consume, before_step, owe if self._owed else None)
 
-    def _global_counts(self, micros: Sequence[Micro]) -> dict[str, float]:
+    def _global_counts(self, micros: Sequence[Micro], known: Sequence[Known]) -> dict[str, float]:
         """Per term, the count over all ranks and micro-batches of the step."""
         counts = {term.name: 0.0 for term in self._objective.terms}
-        for micro in micros:
-            found = self._objective.counts(micro.batch, micro.signals, micro.asked)
+        for micro, of_micro in zip(micros, known, strict=True):
+            found = self._objective.counts(micro.batch, micro.signals, micro.asked, of_micro)
             for term, count in found.items():
                 counts[term] += float(count)
         return sum_over_ranks(counts, self._engine.device)

@@ -32,6 +32,8 @@ TRANSFORMS = st.one_of(
         }
     ),
 )
+TIES = ("keep_label", "uniform", "likeliest", "smooth_wrong", "keep_top")
+"""What leaves equal probabilities: which of them are then the largest is a matter of rounding."""
 KINDS = st.sampled_from(
     [
         {"kind": "forward_kl"},
@@ -70,6 +72,9 @@ def terms(draw) -> dict[str, Any]:
     term: dict[str, Any] = {**draw(KINDS), "weigh_by": draw(WEIGHTS)}
     term["where"] = draw(st.sampled_from([None, None, "role_right", "role_wrong"]))
     term["target"] = draw(st.lists(TRANSFORMS, max_size=2))
+    if term["target"][1:] and term["target"][0]["kind"] in TIES:
+        first, *others = term["target"]
+        term["target"] = [first, *(t for t in others if t["kind"] != "keep_top")]
     if term["kind"] == "logits_distance":
         # A distance to a logit of -inf is left out, so what makes such logits has no meaning.
         term["target"] = [t for t in term["target"] if t["kind"] != "likeliest"]
