@@ -46,6 +46,7 @@ from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
+from orchestrator.students.records import PROJECTORS
 from orchestrator.tracking.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,7 @@ class Session:
             self._fingerprints(resolved, pool, cache),
             resume,
             crossing,
+            projectors=_earlier_projectors(job, exports),
         )
         return student, pool
 
@@ -521,6 +523,12 @@ def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str
     named = [("student", student), *((f"roles.{name}", roles[name]) for name in asked)]
     tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None
     return job.model_copy(update={"student": student, "roles": roles}), tokenizer
+
+
+def _earlier_projectors(job: JobSpec, exports: Mapping[str, Export]) -> str | None:
+    """Where the projectors of the stage before are, if it had some."""
+    kind, value = job.student.source
+    return f"{exports[value].uri.rpartition('/')[0]}/{PROJECTORS}" if kind == "job" else None
 
 
 def _local_copy(uri: str) -> str:

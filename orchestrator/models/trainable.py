@@ -50,6 +50,14 @@ def apply_trainable(
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
 
+def frozen_parts(module: nn.Module) -> list[nn.Module]:
+    """The largest parts of a module whose parameters are all frozen."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return [module]
+    return [part for child in module.children() for part in frozen_parts(child)]
+
+
 def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 

@@ -19,6 +19,7 @@ from .capacity import checkpoint_bytes, job_model_size
 from .documents import check_sources
 from .generated import check_lengths
 from .imports import check_import
+from .stages import check_head
 from .tokenizers import check_tokenizers
 
 JOB_FILE = "job.yaml"
@@ -39,6 +40,7 @@ def preflight(jobs: Sequence[JobSpec], free_bytes: Callable[[Path], int] | None 
         prefix = f"jobs.{index}." if len(jobs) > 1 else ""
         check_sources(job.data, f"{prefix}data")
         check_lengths(job, jobs[:index], prefix)
+        check_head(jobs, index, prefix)
         for name, model in _models(job).items():
             _check_model(model, prefix + name)
         for name, target in _imports(job.objective):

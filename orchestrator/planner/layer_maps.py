@@ -54,6 +54,7 @@ class Projector:
     path: str  # of the student's module whose output it maps
     inputs: int
     outputs: int
+    lineage: str = ""  # what it maps to what: by this a later stage knows it again
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,12 @@ class _Finder:
             (_shape(self.student, ours)[0], _shape(self.role, theirs)[0]) for ours, theirs in found
         ]
         return [
-            Projector(f"{name}_{i}", kind, ours, *both)
-            for i, ((ours, _), both) in enumerate(zip(found, widths, strict=True))
+            Projector(f"{name}_{i}", kind, ours, *both, self._lineage(kind, ours, theirs))
+            for i, ((ours, theirs), both) in enumerate(zip(found, widths, strict=True))
         ]
+
+    def _lineage(self, kind: str, ours: str, theirs: str) -> str:
+        return f"{kind}: {ours} -> {self.term.role}: {theirs}"
 
     def _matching(self, where: str, pattern: str, model: str, inside: Described) -> list[str]:
         known = inside.attention if self.term.looks_at == "attention" else inside.layers

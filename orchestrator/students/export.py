@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import torch
+from safetensors.torch import load, save
 
 from orchestrator.models.export import export_folder, generate
 from orchestrator.models.fingerprint import weights_sha256
@@ -14,9 +15,11 @@ from orchestrator.models.lora import apply_lora
 from orchestrator.spec.models import ModelSpec
 
 from .engine import Engine
-from .records import StudentJob
+from .inside import Inside
+from .records import PROJECTORS, StudentJob
 
 PREFIX = "model."  # StudentModule's attribute
+INSIDE = "inside."  # likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +31,32 @@ class Exported:
     generated: str | None
 
 
-def export_student(job: StudentJob, engine: Engine, rank: int) -> Exported:
+def export_student(job: StudentJob, engine: Engine, inside: Inside | None) -> Exported:
     """Gather the weights and write the folder on rank 0. Collective."""
     weights = engine.weights()
     exported = Exported("", "", None)
     if weights is not None:
         own = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
         exported = _write(job, own)
+        others = {k.removeprefix(INSIDE): v for k, v in weights.items() if k.startswith(INSIDE)}
+        if inside is not None and others:
+            _write_projectors(job, inside.kept(others))
     torch.distributed.barrier()
     return exported
+
+
+def read_projectors(uri: str | None) -> dict[str, torch.Tensor]:
+    """What `export_student` left of a stage's projectors; nothing where there were none."""
+    if uri is None:
+        return {}
+    fs, path = fsspec.core.url_to_fs(uri)
+    return load(fs.cat_file(path)) if fs.exists(path) else {}
+
+
+def _write_projectors(job: StudentJob, kept: dict[str, torch.Tensor]) -> None:
+    fs, root = fsspec.core.url_to_fs(job.run_folder)
+    whole = {name: tensor.contiguous() for name, tensor in kept.items()}
+    fs.pipe_file(f"{root.rstrip('/')}/{PROJECTORS}", save(whole))
 
 
 def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:

@@ -8,7 +8,7 @@ checkpointing an operation inside a layer would have to be repeated with it.
 Shape letters: R rows, T positions, N loss-bearing positions, C channels, H heads.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,12 +63,16 @@ class Inside(nn.Module):
     Args:
         maps: what is looked at.
         seed: of the projectors' fresh weights, equal on every rank.
+        earlier: of `kept`, of the stage before; its projectors are gone on with.
     """
 
-    def __init__(self, maps: LayerMaps, seed: int) -> None:
+    def __init__(
+        self, maps: LayerMaps, seed: int, earlier: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.wanted = Wanted(maps.layers, maps.attention)
         self._sources = {one.name: one.path for one in maps.projectors}
+        self._lineages = {one.name: one.lineage for one in maps.projectors}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.projectors = nn.ModuleDict(
@@ -79,6 +83,28 @@ class Inside(nn.Module):
                     for one in maps.projectors
                 }
             )
+
+        self._go_on(earlier or {})
+
+    def kept(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights of the projectors by lineage and name, for a later stage.
+
+        Args:
+            weights: whole, by name in this module.
+        """
+        return {
+            f"{lineage}: {name}": weights[f"projectors.{projector}.{name}"]
+            for projector, lineage in self._lineages.items()
+            for name, _ in self.projectors[projector].named_parameters()
+        }
+
+    @torch.no_grad()
+    def _go_on(self, earlier: Mapping[str, Tensor]) -> None:
+        for projector, lineage in self._lineages.items():
+            for name, parameter in self.projectors[projector].named_parameters():
+                before = earlier.get(f"{lineage}: {name}")
+                if before is not None and before.shape == parameter.shape:
+                    parameter.copy_(before)
 
     @contextmanager
     def taking(self, model: nn.Module) -> Iterator[tuple[Taken, Taken]]:

@@ -5,7 +5,7 @@ there (gathering around it from outside fails). The head module's `forward` is t
 by one that takes a consumer of `Outputs`; called without one it gives logits as before.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -38,6 +38,7 @@ class StudentModule(nn.Module):
         head: its output head, or None when it cannot be told apart; then the consumer gets logits.
         owed: the balance loss that a mixture of experts owes, if any.
         inside: takes what terms look at inside the model; None: nothing.
+        frozen: parts of the model that stay as in evaluation: their buffers do not move either.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class StudentModule(nn.Module):
         head: Head | None,
         owed: OwedLoss | None = None,
         inside: Inside | None = None,
+        frozen: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
+        self._frozen = tuple(frozen)
         self.model = model
         self.inside = inside
         self._owed = owed
@@ -61,6 +64,14 @@ class StudentModule(nn.Module):
         if head is not None:
             _let_head_consume(_head_module(model), head)
         self._separable = head is not None
+        self.train(model.training)
+
+    def train(self, mode: bool = True) -> "StudentModule":
+        """As of any module, but for the frozen parts."""
+        super().train(mode)
+        for part in self._frozen:
+            part.eval()
+        return self
 
     def forward(
         self, batch: Batch, consume: Consumer, owe: Owe | None = None, *, look_inside: bool = True

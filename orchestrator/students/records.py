@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from orchestrator.pool.cache_records import CacheHandle
 
 
+PROJECTORS = "projectors.safetensors"
+"""In a run folder, beside the export: of use to a stage that goes on, and to nobody else."""
+
+
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
     """The worker group that a list of jobs shares: one size for its life."""
@@ -52,3 +56,4 @@ class StudentJob:
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
     crossings: Mapping[str, Crossing] = field(default_factory=dict)  # roles, another tokenizer
     evaluate_only: bool = False  # measure the student as it is, and stop
+    projectors: str | None = None  # URI of those of the stage before; None: there is none

@@ -18,6 +18,7 @@ from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDo
 from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.forward import input_device
 from orchestrator.models.load import Loaded
+from orchestrator.models.trainable import frozen_parts
 from orchestrator.planner.layer_maps import LayerMaps
 from orchestrator.pool.inside import maps_of
 from strategies.objective import build_objective
@@ -30,7 +31,7 @@ from .collective import sum_over_ranks
 from .condensing import Changing
 from .diagnostics import Site, check_diagnostics, diagnose, end_token
 from .engine import Engine
-from .export import export_student
+from .export import export_student, read_projectors
 from .feed import Feed
 from .fit import check_classifier
 from .held_out import HeldOut
@@ -139,12 +140,14 @@ class Run:
         )
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
-        inside = Inside(maps, spec.seed) if maps.pairs else None
-        if inside is not None:
-            inside.to(input_device(loaded.module))
+        self.inside = None
+        if maps.pairs:
+            self.inside = Inside(maps, spec.seed, read_projectors(job.projectors))
+            self.inside.to(input_device(loaded.module))
+        frozen = [] if spec.student.trainable is None else frozen_parts(loaded.module)
         # Before ZeRO cuts them.
         self.parameters = sum(each.numel() for each in loaded.module.parameters())
-        module = StudentModule(loaded.module, loaded.head(), owed, inside)
+        module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen)
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
@@ -195,7 +198,7 @@ class Run:
         self._train(start)
         evaluation = self.evaluate(self.steps, last=True)
         self.reporter.phase("exporting")
-        exported = export_student(self.job, self.engine, self.rank)
+        exported = export_student(self.job, self.engine, self.inside)
         return {
             "status": "done",
             "run_id": self.job.run_id,

@@ -1,0 +1,137 @@
+"""Stages on digits: a list of jobs, each going on with the student of the one before."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import digits
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+from orchestrator.events import Event, StepDone
+from orchestrator.models.exported import Export
+from orchestrator.run_folder import RunFolder
+from orchestrator.session import Session
+from orchestrator.spec import JobSpec
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
+
+STEPS = 8
+
+
+@dataclass
+class House:
+    """One session, and what its jobs left."""
+
+    root: Path
+    session: Session | None = None
+    exports: dict[str, Export] = field(default_factory=dict)
+    sha: dict[str, str] = field(default_factory=dict)
+    heard: list[Event] = field(default_factory=list)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+
+    def job(self, name: str, student: dict[str, Any], trainable: list[str] | None, **changes: Any):
+        """A stage of a few steps."""
+        data = digits.data()
+        data["sources"][0]["format"]["shape"] = [64]
+        training = {"steps": STEPS, "global_batch": 32, "micro_batch": 16}
+        training |= {"resources": {"cpus": 0.5}, "optimizer": {"lr": 1e-2}}
+        training |= {"checkpoint": {"every_steps": STEPS}}
+        student = {**student, "trainable": trainable}
+        roles = {"teacher": {"job": "teacher", "task": "classifier", "resources": {"cpus": 0.5}}}
+        return digits.job(
+            **{
+                "name": name,
+                "student": student,
+                "data": data,
+                "roles": {} if name == "teacher" else roles,
+                "training": training,
+                "storage": str(self.root / "runs"),
+                "cache": {"path": str(self.root / "cache")},
+                **changes,
+            }
+        )
+
+    def play(self, spec: JobSpec) -> None:
+        """Run a job; its export, losses and hash are kept under its name."""
+        self.heard.clear()
+        folder = RunFolder.at(spec.storage, spec.name)
+        folder.write([spec], 0, [folder.run_id])
+        assert self.session is not None
+        summary = self.session.run_job(spec, folder, self.exports, resume=False)
+        self.exports[spec.name] = Export(f"{folder.uri}/export", spec.student)
+        self.sha[spec.name] = summary["weights_sha256"]
+        self.losses[spec.name] = [
+            event.metrics["loss/total"] for event in self.heard if isinstance(event, StepDone)
+        ]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        """Of an export."""
+        return load_file(Path(self.exports[name].uri) / "model.safetensors")
+
+    def projectors(self, name: str) -> dict[str, Tensor]:
+        """Beside an export."""
+        return load_file(Path(self.exports[name].uri).parent / "projectors.safetensors")
+
+
+def features(stage: int) -> dict[str, Any]:
+    """The objective of a stage: one feature of the teacher, and nothing else."""
+    layers = [{"student": f"stages.{stage}", "role": f"stages.{stage}"}]
+    return {"terms": [{"kind": "hidden_states", "projector": "linear", "layers": layers}]}
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    found = House(tmp_path_factory.mktemp("stages"))
+    fresh = digits.student(width=16, depth=1)
+    teacher = found.job("teacher", digits.student(width=24, depth=1), None)
+
+    def after(name: str) -> dict[str, Any]:
+        return {"job": name, "task": "classifier"}
+
+    with Session([teacher], found.heard.append) as session:
+        found.session = session
+        found.play(teacher)
+        noisy = found.job("first-noisy", fresh, ["first"], objective=features(0))
+        corrupt = {"label_noise": 1.0}
+        noisy = noisy.model_validate(
+            {
+                **noisy.model_dump(by_alias=True),
+                "data": {**noisy.data.model_dump(), "corrupt": corrupt},
+            }
+        )
+        found.play(found.job("first", fresh, ["first"], objective=features(0)))
+        found.play(noisy)
+        found.play(found.job("more", after("first"), ["first"], objective=features(0)))
+        found.play(found.job("second", after("first"), ["blocks.0"], objective=features(1)))
+        found.play(found.job("head", after("second"), ["head"]))
+        yield found
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if not before[name].equal(after[name])}
+
+
+def test_only_the_stages_own_part_changes_to_the_bit(house: House) -> None:
+    first, second, head = (house.weights(name) for name in ("first", "second", "head"))
+    assert _changed(first, second) == {"blocks.0.weight", "blocks.0.bias"}
+    assert _changed(second, head) == {"head.weight", "head.bias"}
+    assert _changed(first, house.weights("more")) == {"first.weight", "first.bias"}
+
+
+def test_labels_are_nothing_to_a_stage_of_features(house: House) -> None:
+    assert house.sha["first-noisy"] == house.sha["first"]
+
+
+def test_projectors_go_on_where_they_were(house: House) -> None:
+    first, more, second = (house.projectors(name) for name in ("first", "more", "second"))
+    assert first.keys() == more.keys() and not first.keys() & second.keys()
+    assert house.losses["more"][0] < 1.5 * house.losses["first"][-1] < house.losses["first"][0]
+
+
+def test_each_stage_learns(house: House) -> None:
+    for name in ("first", "second", "head"):
+        assert house.losses[name][-1] < house.losses[name][0]
