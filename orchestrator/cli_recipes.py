@@ -34,6 +34,13 @@ WRITTEN = {
 }
 """The source of an example whose texts a role writes."""
 
+DIGITS = {
+    "kind": "import",
+    "target": "orchestrator.data.digits:documents",
+    "format": {"kind": "features", "shape": [64]},
+}
+"""The source of an example of classifiers."""
+
 Name = Annotated[str | None, typer.Argument(help="One of them, explained.", metavar="[NAME]")]
 
 
@@ -62,11 +69,15 @@ def example(name: str) -> dict[str, Any]:
         WRITTEN if writes else {"kind": "import", "target": "orchestrator.data.stdlib:documents"}
     )
     roles = (*recipe.roles, "teacher") if writes else recipe.roles
+    task: dict[str, Any] = {}
+    data: dict[str, Any] = {"sources": [source], "context": 256}
+    if RECIPES[name].of_classifiers:
+        task, data = {"task": "classifier"}, {"sources": [DIGITS]}
     return {
         "name": name.replace("_", "-"),
-        "student": {"path": "models/student"},
-        "roles": {role: {"path": f"models/{role}"} for role in roles},
-        "data": {"sources": [source], "context": 256},
+        "student": {"path": "models/student", **task},
+        "roles": {role: {"path": f"models/{role}", **task} for role in roles},
+        "data": data,
         "objective": {"recipe": {"kind": name, **_written(recipe)}},
         "training": {"steps": 400, "global_batch": 16, "micro_batch": 4},
     }

@@ -140,8 +140,15 @@ class AttentionSignal:
     probabilities: Mapping[str, Tensor]  # by module path: [N, heads, longest]
 
 
+@dataclass(frozen=True, slots=True)
+class GradientsSignal:
+    """Encoding `gradients`: of a classifier's log max p, sample by sample."""
+
+    gradients: Mapping[str, Tensor]  # by path: [N, d], or of a text [N, d, longest]
+
+
 LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
-Signal = LogitSignal | LayersSignal | AttentionSignal
+Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal
 Signals = Mapping[str, Signal]
 """By `Ask.key`; every signal covers the N loss-bearing positions of its batch, in order."""
 
@@ -165,6 +172,7 @@ class Outputs:
     layers: Mapping[str, Tensor] = field(default_factory=dict)  # as `LayersSignal.outputs`
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # [N, heads, T], as the signal's
     projected: Mapping[str, Tensor] = field(default_factory=dict)  # by projector, as `layers`
+    gradients: Mapping[str, Tensor] = field(default_factory=dict)  # as the signal's, of a graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +180,7 @@ class Ask:
     """What a term wants to know of a role."""
 
     role: str
-    kind: Literal["logits", "layers", "attention"] = "logits"
+    kind: Literal["logits", "layers", "attention", "gradients"] = "logits"
     layers: tuple[str, ...] = ()
     """Module paths; of asks that are not about logits."""
 

@@ -16,7 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from . import measuring
-from .contract import Ask, AttentionSignal, Batch, LayersSignal, Outputs, Signals
+from .contract import (
+    Ask,
+    AttentionSignal,
+    Batch,
+    GradientsSignal,
+    LayersSignal,
+    Outputs,
+    Signals,
+)
 from .heads import compute_dtype
 from .measuring import Wanted, wanted
 from .pairs import Pair
@@ -26,6 +34,7 @@ from .specs import (
     FeatureTermSpec,
     FlowSpec,
     HiddenStatesSpec,
+    InputGradientsSpec,
     Number,
     RelationalSpec,
     SimilarityPreservingSpec,
@@ -72,6 +81,11 @@ class FeatureTerm:
                 found = _groups(batch, group, RELATED)
             case AttentionTransferSpec() | FlowSpec():
                 found = _runs(batch)
+            case InputGradientsSpec():
+                signal = signals[f"{self.spec.role}.gradients"]
+                assert isinstance(signal, GradientsSignal)  # it was asked for
+                theirs = [self._placed(signal.gradients[pair.role]) for pair in self.pairs]
+                return torch.stack([_pointing(g).sum() for g in theirs]).sum().to(torch.float32)
             case _:
                 return batch.mask.sum().to(torch.float32)
         return torch.tensor(float(len(found)), device=batch.targets.device)
@@ -102,6 +116,10 @@ class FeatureTerm:
         if isinstance(signal, AttentionSignal):
             ours, theirs = outputs.attention[pair.student], signal.probabilities[pair.role]
             ours = ours[..., : theirs.shape[-1]]  # past a sample's end there is nothing
+        elif isinstance(signal, GradientsSignal):
+            ours, theirs = outputs.gradients[pair.student], signal.gradients[pair.role]
+            if ours.ndim == 3:  # past a sample's end there is nothing
+                ours, theirs = _as_long(ours, theirs)
         else:
             assert isinstance(signal, LayersSignal)  # the other kind of what is inside
             theirs = signal.outputs[pair.role]
@@ -132,12 +150,20 @@ class FeatureTerm:
             case FlowSpec():
                 pairs = zip(sides[::2], sides[1::2], strict=True)
                 return sum(_flow_distances(*pair, batch) for pair in pairs)
+            case InputGradientsSpec():
+                placed = [(self._placed(ours), self._placed(theirs)) for ours, theirs in sides]
+                return torch.stack([gradient_distance(*both).sum() for both in placed]).sum()
             case SimilarityPreservingSpec(group=group):
                 return _each(sides, lambda x: _vectors(x, batch, group, 1), similarity_distance)
             case RelationalSpec(group=group, relation=relation):
                 value = relational_distance if relation == "distance" else relational_angle
                 return _each(sides, lambda x: _vectors(x, batch, group, RELATED), value)
         raise TypeError(f"{type(self.spec).__name__} has no arithmetic")
+
+    def _placed(self, gradients: Tensor) -> Tensor:
+        """[N, d, places]: gradients at the places that are compared."""
+        whole = gradients.unsqueeze(2) if gradients.ndim == 2 else gradients
+        return whole[..., :1] if self.spec.tokens == "first" else whole  # type: ignore[attr-defined]
 
     def _weighed(
         self, values: list[Tensor], batch: Batch, known: Mapping[Wanted, Tensor]
@@ -172,6 +198,23 @@ def attention_distance(ours: Tensor, theirs: Tensor, distance: str) -> Tensor:
     tiny = torch.finfo(ours.dtype).tiny
     log_ours = ours.clamp_min(tiny).log()
     return (torch.xlogy(theirs, theirs) - theirs * log_ours).sum(-1).mean(1)
+
+
+def gradient_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """[N, places], in [0, 4], from gradients [N, d, places]; 0 where the role has none."""
+    apart = (_unit(ours, 1) - _unit(theirs, 1)).square().sum(1)
+    return torch.where(_pointing(theirs), apart, 0.0)
+
+
+def _pointing(gradients: Tensor) -> Tensor:
+    """[N, places] bool: whether a gradient is long enough to have a direction."""
+    return torch.linalg.vector_norm(gradients.float(), dim=1) > 1e-12
+
+
+def _as_long(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the longer one's tokens, the other filled with zeros."""
+    missing = ours.shape[-1] - theirs.shape[-1]
+    return functional.pad(ours, (0, max(0, -missing))), functional.pad(theirs, (0, max(0, missing)))
 
 
 # --- sample by sample ----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .forward import (
     backbone,
     classify,
+    embedding_of,
     evaluating,
     forward_hidden,
     forward_logits,
@@ -35,6 +36,7 @@ class Inside:
     layers: dict[str, int] = field(default_factory=dict)  # width of a position or of a whole map
     attention: dict[str, int] = field(default_factory=dict)  # heads of what tells its attention
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of maps: channels first
+    input_width: int = 0  # of a classifier: numbers of a sample or of an embedded token
 
 
 def inside(module: nn.Module) -> Inside:
@@ -67,7 +69,7 @@ def inside_classifier(module: nn.Module, inputs: Mapping[str, Tensor]) -> Inside
         module: the classifier.
         inputs: as `forward.classify` takes them.
     """
-    found = Inside()
+    found = Inside(input_width=_input_width(module, inputs))
     rows = next(iter(inputs.values())).shape[0]
 
     def note(path: str, output: Any) -> None:
@@ -82,6 +84,14 @@ def inside_classifier(module: nn.Module, inputs: Mapping[str, Tensor]) -> Inside
 
     _look(module, note, lambda: classify(module, inputs), found)
     return found
+
+
+def _input_width(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
+    """0 where it is not known what embeds the tokens."""
+    if "attention_mask" not in inputs:
+        return next(iter(inputs.values()))[0].numel()
+    embedding = embedding_of(module)
+    return 0 if embedding is None else int(embedding.embedding_dim)  # type: ignore[arg-type]
 
 
 def _look(

@@ -33,6 +33,18 @@ def backbone(module: nn.Module) -> nn.Module | None:
     return None if decoder is model else decoder
 
 
+def embedding_of(module: nn.Module) -> nn.Module | None:
+    """What embeds a text's tokens; None where that is not told, or is no table."""
+    model: Any = unwrapped(module)
+    if not hasattr(model, "get_input_embeddings"):
+        return None
+    try:
+        embedding = model.get_input_embeddings()
+    except NotImplementedError:  # what transformers raises for a model without one
+        return None
+    return embedding if hasattr(embedding, "embedding_dim") else None
+
+
 def forward_hidden(module: nn.Module, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     """Hidden states as they enter the output head.
 

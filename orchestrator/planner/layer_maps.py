@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 from orchestrator.errors import SpecError
 from orchestrator.signals.asks import ask_of
-from orchestrator.signals.records import AttentionAsk, LayersAsk, SignalAsk
+from orchestrator.signals.records import INPUT, AttentionAsk, GradientsAsk, LayersAsk, SignalAsk
 from orchestrator.spec import JobSpec
 from strategies.pairs import Pair
 from strategies.specs import (
@@ -21,6 +21,7 @@ from strategies.specs import (
     FeatureTermSpec,
     FlowSpec,
     HiddenStatesSpec,
+    InputGradientsSpec,
 )
 
 _SHOWN = 12  # layers that a message lists
@@ -44,6 +45,11 @@ class Described(Protocol):
         """Of one sample's output, for modules that give maps."""
         ...
 
+    @property
+    def input_width(self) -> int:
+        """Of a classifier: numbers of a sample or of an embedded token; 0: not known."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Projector:
@@ -64,6 +70,7 @@ class LayerMaps:
     pairs: Mapping[str, tuple[Pair, ...]] = field(default_factory=dict)  # by term
     layers: tuple[str, ...] = ()  # of the student
     attention: tuple[str, ...] = ()  # of the student
+    gradients: tuple[str, ...] = ()  # of the student: paths that gradients are taken by
     projectors: tuple[Projector, ...] = ()
     asks: Mapping[str, SignalAsk] = field(default_factory=dict)  # by `Ask.key`
 
@@ -88,7 +95,7 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
     pairs: dict[str, tuple[Pair, ...]] = {}
     projectors: list[Projector] = []
     asked: dict[tuple[str, str], list[str]] = {}  # by role and what is looked at
-    taken: dict[str, list[str]] = {"layers": [], "attention": []}
+    taken: dict[str, list[str]] = {"layers": [], "attention": [], "gradients": []}
     objective = job.objective
     for index, (name, term) in enumerate(zip(objective.names, objective.terms, strict=True)):
         if not isinstance(term, FeatureTermSpec):
@@ -105,6 +112,7 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
         pairs,
         tuple(dict.fromkeys(taken["layers"])),
         tuple(dict.fromkeys(taken["attention"])),
+        tuple(dict.fromkeys(taken["gradients"])),
         tuple(projectors),
         {f"{role}.{what}": _ask(job, role, what, paths) for (role, what), paths in asked.items()},
     )
@@ -114,7 +122,12 @@ def _ask(job: JobSpec, role: str, what: str, paths: Sequence[str]) -> SignalAsk:
     """All layers of a role in one ask, so that one forward answers it; in order of their names."""
     layers = tuple(sorted(set(paths), key=_natural))
     dtype = job.roles[role].layers_dtype
-    return AttentionAsk(layers, dtype) if what == "attention" else LayersAsk(layers, dtype)
+    match what:
+        case "attention":
+            return AttentionAsk(layers, dtype)
+        case "gradients":
+            return GradientsAsk(layers, dtype, by_token=job.data.reads_text)
+    return LayersAsk(layers, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +142,10 @@ class _Finder:
 
     def pairs(self) -> list[tuple[str, str]]:
         """(module of the student, module of the role), in the spec's order."""
+        if isinstance(self.term, InputGradientsSpec):
+            self._check_input()
+            if self.term.layers is None:
+                return [(INPUT, INPUT)]
         found: list[tuple[str, str]] = []
         for field_, ours, theirs in self.term.layer_pairs:
             where = f"{self.field}.{field_}"
@@ -196,6 +213,10 @@ class _Finder:
             if term.heads == "each" and heads[0] != heads[1]:
                 raise self._unlike(ours, theirs, "Set heads: mean, or choose others")
             return
+        if isinstance(term, InputGradientsSpec):
+            if self.student.layers[ours] != self.role.layers[theirs]:
+                raise self._unlike(ours, theirs, "Choose layers of one size")
+            return
         first, second = _shape(self.student, ours), _shape(self.role, theirs)
         by_channel = isinstance(term, FlowSpec) or (
             isinstance(term, HiddenStatesSpec) and term.projector == "none"
@@ -211,6 +232,25 @@ class _Finder:
         flat = len(first) == 1 and self.job.data.task == "classifier"
         if isinstance(term, AttentionTransferSpec) and flat:
             raise self._unlike(ours, theirs, "Choose layers with several positions: feature maps")
+
+    def _check_input(self) -> None:
+        """Both must have an input that gradients can be taken by, of one width."""
+        widths = {"student": self.student.input_width, self.term.role: self.role.input_width}
+        for model, width in widths.items():
+            if not width:
+                raise SpecError(
+                    "student" if model == "student" else f"roles.{model}",
+                    "does not tell what its gradients are to be taken by",
+                    "For features give data.sources.*.format a shape; a text's model needs "
+                    "get_input_embeddings",
+                )
+        if len(set(widths.values())) > 1 and self.term.layers is None:  # type: ignore[attr-defined]
+            raise SpecError(
+                self.field,
+                f"compares gradients by the input, which is {self.student.input_width} wide for "
+                f"the student and {self.role.input_width} for role {self.term.role}",
+                "Name layers of one width, or use models whose embeddings are of one width",
+            )
 
     def _check_flows(self, found: Sequence[tuple[str, str]]) -> None:
         """Both ends of a flow must have the same positions."""

@@ -14,6 +14,7 @@ from orchestrator.errors import SpecError
 from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
     FullAsk,
+    GradientsAsk,
     HeadRecord,
     LayersAsk,
     Request,
@@ -75,6 +76,7 @@ class ClassifierEngine:
             found.layers,
             reads=reading.label,
             shapes=found.shapes,
+            input_width=found.input_width,
         )
 
     def _inside(self) -> "Inside":
@@ -103,21 +105,29 @@ class ClassifierEngine:
         """Arrays as the request's ask declares them.
 
         Raises:
-            SpecError: the ask is about neither logits nor layers.
+            SpecError: the ask is about neither logits nor layers nor gradients.
             ValueError: the request is malformed, or a value is not finite or overflows the wire.
         """
         import torch
 
         from orchestrator.signals.encodings import encode
 
-        _check(request.ask, self._description.role)
+        _check(request.ask, self._description.role, self._reading)
         samples = _samples(request)
-        answer = empty(request.ask, self._description, len(samples))
+        longest = max(map(len, samples), default=0)
+        answer = empty(request.ask, self._description, len(samples), longest)
         for group in arrange([len(sample) for sample in samples], self._words):
-            with torch.inference_mode():
-                part = encode(request.ask, self._outputs(request.ask, [samples[i] for i in group]))
+            mine = [samples[i] for i in group]
+            if isinstance(request.ask, GradientsAsk):
+                part = encode(request.ask, self._gradients(request.ask, mine))
+            else:
+                with torch.inference_mode():
+                    part = encode(request.ask, self._outputs(request.ask, mine))
             for name, array in part.items():
-                answer[name][group] = array
+                if array.ndim == 3:  # by token: others of the request may be longer
+                    answer[name][group, :, : array.shape[-1]] = array
+                else:
+                    answer[name][group] = array
         return answer
 
     def _inputs(self, samples: list[np.ndarray]) -> "dict[str, Tensor]":
@@ -125,6 +135,21 @@ class ClassifierEngine:
 
         arrays = inputs_of(self._reading, samples, len(samples[0]))
         return {name: torch.from_numpy(a).to(self._device) for name, a in arrays.items()}
+
+    def _gradients(self, ask: GradientsAsk, samples: list[np.ndarray]) -> "RoleOutputs":
+        """One forward, and one backward to what is asked by."""
+        import torch
+
+        from orchestrator.models.forward import classify
+        from orchestrator.models.gradients import by_sample, confidence_gradients, placing
+        from orchestrator.signals.encodings import RoleOutputs
+
+        inputs, text = self._inputs(samples), self._reading.input is None
+        with torch.enable_grad(), placing(self._loaded.module, ask.layers, text=text) as places:
+            logits = classify(self._loaded.module, inputs)
+            found = confidence_gradients(logits, places, create_graph=False)
+        mask = inputs.get("attention_mask")
+        return RoleOutputs(captured={path: by_sample(g, mask) for path, g in found.items()})
 
     def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
         """One forward."""
@@ -154,8 +179,10 @@ class ClassifierEngine:
         return RoleOutputs(logits=logits, samples=hashes, positions=places)
 
 
-def _check(ask: SignalAsk, role: str) -> None:
-    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk):
+def _check(ask: SignalAsk, role: str, reading: Reading) -> None:
+    if isinstance(ask, GradientsAsk) and ask.by_token != (reading.input is None):
+        raise ValueError("gradients of texts are by token, and those of features are not")
+    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk | GradientsAsk):
         raise SpecError(
             f"roles.{role}.encoding",
             f"is {ask.kind}, and a classifier answers with logits or outputs of layers only",

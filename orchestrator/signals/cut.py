@@ -1,15 +1,15 @@
 """Answers cut into those of their samples, and joined again. Numpy only.
 
-Every array of an answer has one entry a wanted position, so a cut is a slice. Attention alone has
-an axis of key positions, as long as the longest sample that shares the answer: it is trimmed to its
-own sample on the way into the cache and filled with zeros on the way out.
+Every array of an answer has one entry a wanted position, so a cut is a slice. Attention, and
+gradients by token, have an axis as long as the longest sample that shares the answer: it is trimmed
+to its own sample on the way into the cache and filled with zeros on the way out.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.signals.records import AttentionAsk, SignalAsk
+from orchestrator.signals.records import AttentionAsk, GradientsAsk, SignalAsk
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -22,7 +22,8 @@ def trimmed(ask: SignalAsk, arrays: Arrays, length: int) -> dict[str, np.ndarray
         arrays: [n, ...] each.
         length: tokens of the sample.
     """
-    if not isinstance(ask, AttentionAsk):
+    by_token = isinstance(ask, AttentionAsk) or (isinstance(ask, GradientsAsk) and ask.by_token)
+    if not by_token:
         return dict(arrays)
     return {name: array[..., :length] for name, array in arrays.items()}
 

@@ -1,8 +1,9 @@
 """The arrays that answer an ask: names, shapes, types. Fixed by the ask and the sizes of the role.
 
 Every array is [N, ...], an entry a wanted position in order, so an answer can be cut by sample and
-joined again. Only the key axis of `attention` depends on the request: it is as long as the longest
-sample and zero filled. Numpy only: planners and clients know the bytes of an answer without torch.
+joined again. Only the last axis of `attention` and of `gradients` by token depends on the request:
+it is as long as the longest sample and zero filled. Numpy only: planners and clients know the
+bytes of an answer without torch.
 
 | ask | array | after [N] | type |
 |---|---|---|---|
@@ -18,6 +19,7 @@ sample and zero filled. Numpy only: planners and clients know the bytes of an an
 | | entropy | [] | float32: the role's, nats |
 | layers | the path | [d] or [project] | the ask's float, an array a layer |
 | attention | the path | [heads, longest] | the ask's float, an array a layer |
+| gradients | the path | [d], or by token [d, longest] | the ask's float, an array a path |
 
 bfloat16 is its uint16 view. Letters: N wanted positions, V vocabulary, d width, L rungs.
 """
@@ -32,9 +34,11 @@ import numpy as np
 from orchestrator.errors import SpecError
 
 from .records import (
+    INPUT,
     AttentionAsk,
     FloatWire,
     FullAsk,
+    GradientsAsk,
     HiddenAsk,
     LayersAsk,
     LogWire,
@@ -77,6 +81,11 @@ class Described(Protocol):
         """Heads of each module that tells its attention, by path."""
         ...
 
+    @property
+    def input_width(self) -> int:
+        """Numbers of a sample or of an embedded token; 0: gradients are not told."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -87,6 +96,7 @@ class Sizes:
     width: int = 0
     layers: Mapping[str, int] = field(default_factory=dict)
     attention: Mapping[str, int] = field(default_factory=dict)
+    input_width: int = 0
 
 
 def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
@@ -95,7 +105,8 @@ def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
     Args:
         ask: what is asked.
         role: who is asked.
-        longest: tokens of the request's longest sample; only `attention` depends on it.
+        longest: tokens of the request's longest sample, on which only `attention` and `gradients`
+            depend.
 
     Raises:
         SpecError: the role cannot answer: k above its vocabulary, a layer it lacks.
@@ -132,6 +143,11 @@ def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
             check_attention(ask.layers, role)
             dtype = float_dtype(ask.dtype)
             return {path: ((role.attention[path], longest), dtype) for path in ask.layers}
+        case GradientsAsk():
+            widths = {**role.layers, INPUT: role.input_width} if role.input_width else {}
+            check_layers(ask.layers, widths, role.role)
+            dtype, tokens = float_dtype(ask.dtype), (longest,) if ask.by_token else ()
+            return {path: ((widths[path], *tokens), dtype) for path in ask.layers}
 
 
 def position_bytes(ask: SignalAsk, role: Described, longest: int = 0) -> int:

@@ -83,7 +83,20 @@ class AttentionAsk:
     kind: Literal["attention"] = "attention"
 
 
-SignalAsk = FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk
+@dataclass(frozen=True, slots=True)
+class GradientsAsk:
+    """Gradients of log max p, a classifier's confidence; `signals.layouts` has the arrays."""
+
+    layers: tuple[str, ...]  # paths of what they are taken by: modules, or `INPUT`
+    dtype: FloatWire
+    by_token: bool  # texts: one at each token; else one a sample
+    kind: Literal["gradients"] = "gradients"
+
+
+INPUT = "(input)"
+"""Path of what enters a classifier: features as they are, a text's tokens once embedded."""
+
+SignalAsk = FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk | GradientsAsk
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +153,7 @@ class RoleDescription:
     attention: Mapping[str, int] = field(default_factory=dict)  # heads of those that tell it
     reads: str = "tokens"  # what its samples are to it; of a classifier, `Reading.label`
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # of layers that give maps
+    input_width: int = 0  # numbers of a sample or of an embedded token; 0: gradients are not told
 
 
 @dataclass(frozen=True, slots=True)

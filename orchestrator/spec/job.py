@@ -19,7 +19,14 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
+from strategies.specs import (
+    CondenseSpec,
+    CountingSchedule,
+    InputGradientsSpec,
+    ObjectiveSpec,
+    Spec,
+    extremes,
+)
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
@@ -571,6 +578,15 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _gradients_can_be_taken(self) -> "JobSpec":
+        for index, term in enumerate(self.objective.terms):
+            if isinstance(term, InputGradientsSpec) and (why := _why_not_twice(self)) is not None:
+                field, problem, remedy = why
+                what = f", and objective.terms.{index} ({term.kind}) differentiates it twice"
+                raise refusal(field, problem + what, remedy)
+        return self
+
+    @model_validator(mode="after")
     def _without_a_pool_there_is_a_cache(self) -> "JobSpec":
         if isinstance(self.pool, NoPool) and not self.cache.enabled:
             raise refusal(
@@ -579,6 +595,28 @@ class JobSpec(Spec):
                 "Enable the cache, or give a pool",
             )
         return self
+
+
+def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
+    """Why a student cannot be differentiated twice: field, problem, remedy. None: it can."""
+    if job.data.task != "classifier":
+        return "data.task", "is causal_lm", "Use a classifier, or remove the term"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            "is 3, where the student has whole weights for one backward only",
+            "Set it to 2 or less",
+        )
+    if job.training.gradient_checkpointing:
+        return "training.gradient_checkpointing", "is true", "Set it to false"
+    attends = job.data.reads_text and job.student.source[0] != "import"
+    if attends and job.student.attention != "eager":
+        return (
+            "student.attention",
+            f"is {job.student.attention}, which has no second derivative",
+            "Set it to eager",
+        )
+    return None
 
 
 def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:

@@ -18,11 +18,22 @@ from torch import Tensor, nn
 
 from orchestrator.models.capture import attention_of, by_sample, first_of, watching
 from orchestrator.models.forward import unwrapped
+from orchestrator.models.gradients import by_sample as of_samples
+from orchestrator.models.gradients import confidence_gradients, placing
 from orchestrator.planner.layer_maps import LayerMaps
 from strategies.contract import Batch, Outputs
 
-Taken = dict[str, Tensor]
+Outcomes = dict[str, Tensor]
 """By module path, whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one forward has shown."""
+
+    layers: Outcomes
+    attention: Outcomes
+    places: Outcomes  # what gradients are to be taken by
 
 
 class Orthogonal(nn.Module):
@@ -50,10 +61,11 @@ class Wanted:
 
     layers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
+    gradients: tuple[str, ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """All of them, each once."""
+        """Those that are taken as they are, each once."""
         return tuple(dict.fromkeys((*self.layers, *self.attention)))
 
 
@@ -70,7 +82,7 @@ class Inside(nn.Module):
         self, maps: LayerMaps, seed: int, earlier: Mapping[str, Tensor] | None = None
     ) -> None:
         super().__init__()
-        self.wanted = Wanted(maps.layers, maps.attention)
+        self.wanted = Wanted(maps.layers, maps.attention, maps.gradients)
         self._sources = {one.name: one.path for one in maps.projectors}
         self._lineages = {one.name: one.lineage for one in maps.projectors}
         with torch.random.fork_rng(devices=[]):
@@ -107,10 +119,15 @@ class Inside(nn.Module):
                     parameter.copy_(before)
 
     @contextmanager
-    def taking(self, model: nn.Module) -> Iterator[tuple[Taken, Taken]]:
-        """Inside, outputs of layers and attention are put into the two when modules have run."""
-        layers: Taken = {}
-        attention: Taken = {}
+    def taking(self, model: nn.Module, *, text: bool) -> Iterator[Taken]:
+        """Inside, one forward puts what is wanted into `Taken` as modules run.
+
+        Args:
+            model: the student.
+            text: whether it reads tokens.
+        """
+        layers: Outcomes = {}
+        attention: Outcomes = {}
 
         def see(path: str, output: Any) -> None:
             if path in self.wanted.layers:
@@ -118,21 +135,41 @@ class Inside(nn.Module):
             if path in self.wanted.attention:
                 attention[path] = _there(attention_of(output), path, output)
 
-        with watching(unwrapped(model), self.wanted.paths, see):
-            yield layers, attention
+        with (
+            watching(unwrapped(model), self.wanted.paths, see),
+            placing(model, self.wanted.gradients, text=text) as places,
+        ):
+            yield Taken(layers, attention, places)
 
-    def seen(self, taken: tuple[Taken, Taken], batch: Batch, outputs: Outputs) -> Outputs:
+    def seen(self, taken: Taken, batch: Batch, outputs: Outputs) -> Outputs:
         """`outputs` with what was taken, at the N loss-bearing positions.
 
         Not a `forward`: ZeRO-3 looks through what a module gives, and knows tensors only.
         """
-        layers = {path: at_positions(output, batch) for path, output in taken[0].items()}
+        layers = {path: at_positions(output, batch) for path, output in taken.layers.items()}
         projected = {
             name: _by_channel(self.projectors[name], layers[path])
             for name, path in self._sources.items()
         }
-        attention = {path: from_sample_start(output, batch) for path, output in taken[1].items()}
-        return replace(outputs, layers=layers, projected=projected, attention=attention)
+        attention = {
+            path: from_sample_start(output, batch) for path, output in taken.attention.items()
+        }
+        gradients = self._gradients(taken.places, batch, outputs) if taken.places else {}
+        return replace(
+            outputs,
+            layers=layers,
+            projected=projected,
+            attention=attention,
+            gradients=gradients,
+        )
+
+    @staticmethod
+    def _gradients(places: Outcomes, batch: Batch, outputs: Outputs) -> Outcomes:
+        """Of the N samples, differentiable."""
+        assert outputs.logits is not None  # of a classifier
+        found = confidence_gradients(outputs.logits, places, create_graph=True)
+        mask, learned = batch.inputs.get("attention_mask"), batch.mask[:, 0]
+        return {path: of_samples(g, mask)[learned] for path, g in found.items()}
 
 
 def at_positions(output: Tensor, batch: Batch) -> Tensor:

@@ -98,7 +98,7 @@ class StudentModule(nn.Module):
         if inside is None or not wanted:
             yield consume
             return
-        with inside.taking(self.model) as taken:
+        with inside.taking(self.model, text="input_ids" in batch.inputs) as taken:
             yield lambda outputs: consume(inside.seen(taken, batch, outputs))
 
     def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:

@@ -26,6 +26,7 @@ from .fitnet import FitNet
 from .forward_kl import ForwardKL
 from .fsp import Fsp
 from .gjsd import GeneralisedJSD
+from .gradient_kd import GradientKD
 from .hard_labels import HardLabels
 from .ka_shift import KAShift
 from .ka_smooth import KASmooth
@@ -85,7 +86,8 @@ RecipeSpec = Annotated[
     | SimilarityPreserving
     | Relational
     | Fsp
-    | ObjectiveAdjustment,
+    | ObjectiveAdjustment
+    | GradientKD,
     Field(discriminator="kind"),
 ]
 

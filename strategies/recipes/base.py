@@ -34,6 +34,9 @@ class Recipe(Spec):
     learns_written_text: ClassVar[bool] = False
     """Whether it is about texts that a role has written (`kind: generated` in the data)."""
 
+    of_classifiers: ClassVar[bool] = False
+    """Whether it has no meaning for causal models."""
+
     def terms(self) -> list[TermSpec]:
         """The terms that it stands for."""
         raise NotImplementedError

@@ -38,7 +38,7 @@ class FeatureTermSpec(TermBase):
     """Base of terms that look inside; how the role's logits are encoded is nothing to them."""
 
     encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
-    looks_at: ClassVar[Literal["layers", "attention"]] = "layers"
+    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "layers"
 
     role: str = "teacher"
     """The served role to learn from."""
@@ -107,7 +107,7 @@ class AttentionMapsSpec(_WeighedSpec):
     equation 6). Mean over heads.
     """
 
-    looks_at: ClassVar[Literal["layers", "attention"]] = "attention"
+    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "attention"
     kind: Literal["attention_maps"]
     distance: Literal["mse", "kl"] = "kl"
     heads: Literal["each", "mean"] = "mean"
@@ -173,3 +173,24 @@ class RelationalSpec(_GroupedSpec):
     group: Annotated[int, Field(ge=3)]
     """Rows whose samples are compared with each other; divides training.micro_batch. The relations
     of fewer than three samples are all alike."""
+
+
+class InputGradientsSpec(FeatureTermSpec):
+    """|| g_S / |g_S| - g_T / |g_T| ||^2 of the gradients of log max p, mean over places.
+
+    A place is a sample's features or a text's token, where the role has a gradient that is not 0.
+    Of classifiers. log max p points where max p does. Wang, Li, Sun, arXiv:2211.01071, and the
+    authors' code. The student is differentiated twice.
+    """
+
+    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "gradients"
+    kind: Literal["input_gradients"]
+    layers: Annotated[list[LayerPair], Field(min_length=1)] | None = None
+    """Gradients by what these layers give; absent: by the input, texts once embedded."""
+    tokens: Literal["all", "first"] = "all"
+    """Of a text: every token, or the one that stands for all of it ([CLS])."""
+
+    @property
+    def layer_pairs(self) -> list[tuple[str, str, str]]:
+        pairs = enumerate(self.layers or [])
+        return [(f"layers.{i}", pair.student, pair.role) for i, pair in pairs]

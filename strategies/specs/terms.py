@@ -9,6 +9,7 @@ from .features import (
     AttentionTransferSpec,
     FlowSpec,
     HiddenStatesSpec,
+    InputGradientsSpec,
     RelationalSpec,
     SimilarityPreservingSpec,
 )
@@ -351,6 +352,7 @@ TermSpec = Annotated[
     | FlowSpec
     | SimilarityPreservingSpec
     | RelationalSpec
+    | InputGradientsSpec
     | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),

@@ -57,7 +57,8 @@ def test_wildcards_pair_in_order_and_evenly() -> None:
     assert [(p.student, p.role) for p in pairs] == [("m.0", "m.3"), ("m.1", "m.7"), ("m.2", "m.11")]
     assert maps.layers == ("m.0", "m.1", "m.2") and not maps.attention
     assert maps.asks == {"teacher.layers": LayersAsk(("m.3", "m.7", "m.11"), "bfloat16")}
-    assert maps.projectors[2] == Projector("hidden_states_2", "linear", "m.2", 32, 48)
+    lineage = "linear: m.2 -> teacher: m.11"
+    assert maps.projectors[2] == Projector("hidden_states_2", "linear", "m.2", 32, 48, lineage)
     assert pairs[2].projector == "hidden_states_2"
 
 

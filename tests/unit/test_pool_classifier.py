@@ -7,77 +7,24 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from classifiers import BERT, LLAMA, NUMBERS, answered, engine_of, features, request
 
-from orchestrator.data import Flat, Reading, inputs_of
+from orchestrator.data import Reading, inputs_of
 from orchestrator.errors import SpecError
 from orchestrator.models.forward import classify
 from orchestrator.pool import classifier
 from orchestrator.pool.classifier import ClassifierEngine
-from orchestrator.pool.engine import load_role
-from orchestrator.pool.records import RoleLoad
-from orchestrator.signals.encodings import decode
 from orchestrator.signals.records import (
     AttentionAsk,
     FullAsk,
     HiddenAsk,
     LayersAsk,
-    Reply,
-    Request,
     SampledAsk,
     SignalAsk,
     TopKAsk,
 )
-from orchestrator.spec.models import RoleSpec
 from orchestrator.students.questions import shaped
 from strategies.contract import DenseSignal, LayersSignal, SampledSignal, TopKSignal
-
-NUMBERS = Reading("features")
-BERT = {
-    "model_type": "bert",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-    "num_labels": 3,
-    "attention_probs_dropout_prob": 0.3,
-}
-LLAMA = {**tiny.architecture(), "num_labels": 3, "pad_token_id": 0}
-
-
-def engine_of(
-    raw: dict[str, Any], reading: Reading | None, *, deterministic: bool = False
-) -> ClassifierEngine:
-    spec = RoleSpec.model_validate({"task": "classifier", **raw})
-    try:
-        engine = load_role(RoleLoad("teacher", spec, deterministic, 3, reading))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert isinstance(engine, ClassifierEngine)
-    return engine
-
-
-def features(count: int, size: int = 64) -> list[np.ndarray]:
-    values = np.random.default_rng(5).standard_normal((count, size)).astype(np.float32)
-    return list(values.view(np.int32))
-
-
-def request(ask: SignalAsk, samples: list[np.ndarray], unwanted: tuple[int, ...] = ()) -> Request:
-    wanted = [np.arange(len(s)) == len(s) - 1 for s in samples]
-    for index in unwanted:
-        wanted[index][:] = False
-    flat = Flat(
-        np.concatenate(samples), np.array([len(s) for s in samples], np.int32),
-        np.concatenate(wanted),
-    )  # fmt: skip
-    return Request("r", "teacher", "job", ask, flat.tokens, flat.lengths, flat.wanted)
-
-
-def answered(engine: ClassifierEngine, ask: SignalAsk, samples: list[np.ndarray]) -> Any:
-    arrays = engine.forward(request(ask, samples))
-    description = engine.describe()
-    reply = Reply("r", "teacher", ask, arrays, description.vocabulary, description.fingerprint)
-    return decode(reply, None, positions=len(samples))
 
 
 def local(engine: ClassifierEngine, reading: Reading, samples: list[np.ndarray]) -> torch.Tensor:

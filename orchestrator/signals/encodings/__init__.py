@@ -14,6 +14,7 @@ from orchestrator.signals.records import (
     PROTOCOL,
     AttentionAsk,
     FullAsk,
+    GradientsAsk,
     HiddenAsk,
     LayersAsk,
     Reply,
@@ -21,9 +22,9 @@ from orchestrator.signals.records import (
     SignalAsk,
     TopKAsk,
 )
-from strategies.contract import AttentionSignal, Head, LayersSignal, LogitSignal
+from strategies.contract import Head, Signal
 
-from . import attention, full, hidden, layers, sampled, topk
+from . import attention, full, gradients, hidden, layers, sampled, topk
 from .head import head_from_record, head_record
 from .outputs import RoleOutputs
 from .wire import bad
@@ -58,6 +59,8 @@ def encode(ask: SignalAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
             return layers.encode(ask, outputs)
         case AttentionAsk():
             return attention.encode(ask, outputs)
+        case GradientsAsk():
+            return gradients.encode(ask, outputs)
 
 
 def decode(
@@ -66,7 +69,7 @@ def decode(
     *,
     positions: int | None = None,
     device: torch.device | str = "cpu",
-) -> LogitSignal | LayersSignal | AttentionSignal:
+) -> Signal:
     """The signal of a reply.
 
     Args:
@@ -94,3 +97,5 @@ def decode(
             return layers.decode(reply, reply.ask, positions, device)
         case AttentionAsk():
             return attention.decode(reply, reply.ask, positions, device)
+        case GradientsAsk():
+            return gradients.decode(reply, reply.ask, positions, device)

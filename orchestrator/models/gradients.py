@@ -1,0 +1,96 @@
+"""Gradients of a classifier's confidence, for the student and for served roles alike.
+
+The confidence is log max p. Its gradient points where that of max p does, and does not vanish
+where the classifier is sure. Samples do not see each other, so the gradient of the sum over a
+batch is each sample's own. Imports torch; never ray, deepspeed or mlflow.
+
+Shape letters: R samples, T tokens, d width.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.signals.records import INPUT
+
+from .capture import first_of
+from .forward import embedding_of, unwrapped
+
+Places = dict[str, Tensor]
+"""By path: what gradients are taken by, as the forward saw it, [R, ...]."""
+
+
+@contextmanager
+def placing(module: nn.Module, paths: Sequence[str], *, text: bool) -> Iterator[Places]:
+    """Inside, one forward of a classifier puts what gradients may be taken by into `Places`.
+
+    Args:
+        module: the classifier; its forward must build a graph.
+        paths: of modules, or `INPUT`.
+        text: whether its input is a text's tokens, which are then seen once embedded.
+
+    Raises:
+        KeyError: there is no such module.
+    """
+    places: Places = {}
+
+    def by(path: str, tensor: Tensor) -> Tensor:
+        # What is frozen or given has no graph yet: it begins here.
+        places[path] = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
+        return places[path]
+
+    def features(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        floats = [name for name, value in named.items() if value.is_floating_point()]
+        return arguments, {**named, floats[0]: by(INPUT, named[floats[0]])}
+
+    def given(path: str) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
+            first = first_of(output)
+            if first is None:
+                raise ValueError(f"{path} gave {type(output).__name__}, and no tensor")
+            placed = by(path, first)
+            return (placed, *output[1:]) if isinstance(output, tuple) else placed
+
+        return hook
+
+    modules = dict(unwrapped(module).named_modules())
+    with ExitStack() as hooks:
+        for path in paths:
+            if path != INPUT:
+                handle = modules[path].register_forward_hook(given(path))
+            elif text:
+                embedding = embedding_of(module)
+                assert embedding is not None  # `Inside.input_width` has said so
+                handle = embedding.register_forward_hook(given(INPUT))
+            else:
+                handle = module.register_forward_pre_hook(features, with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield places
+
+
+def confidence_gradients(logits: Tensor, places: Places, *, create_graph: bool) -> Places:
+    """Gradients of each sample's log max p, by path, in the shapes of `places`.
+
+    Args:
+        logits: [R, V] of the forward that filled `places`.
+        places: from `placing`.
+        create_graph: whether the gradients shall be differentiable themselves.
+    """
+    score = torch.log_softmax(logits.float(), -1).amax(-1).sum()
+    found = torch.autograd.grad(score, tuple(places.values()), create_graph=create_graph)
+    return dict(zip(places, found, strict=True))
+
+
+def by_sample(gradient: Tensor, mask: Tensor | None) -> Tensor:
+    """[R, d], or [R, d, T] of a text: where it is padded there are zeros.
+
+    Args:
+        gradient: [R, T, d] of a text, else [R, ...].
+        mask: [R, T] of a text: 1 where it has tokens; None: features.
+    """
+    if mask is None:
+        return gradient.flatten(1)
+    return (gradient * mask.to(gradient.dtype).unsqueeze(-1)).transpose(1, 2)
