@@ -117,9 +117,8 @@ class FeatureTerm:
             ours, theirs = outputs.attention[pair.student], signal.probabilities[pair.role]
             ours = ours[..., : theirs.shape[-1]]  # past a sample's end there is nothing
         elif isinstance(signal, GradientsSignal):
-            ours, theirs = outputs.gradients[pair.student], signal.gradients[pair.role]
-            if ours.ndim == 3:  # past a sample's end there is nothing
-                ours, theirs = _as_long(ours, theirs)
+            both = outputs.gradients[pair.student], signal.gradients[pair.role]
+            ours, theirs, _ = gradient_pairs(*both)
         else:
             assert isinstance(signal, LayersSignal)  # the other kind of what is inside
             theirs = signal.outputs[pair.role]
@@ -162,7 +161,7 @@ class FeatureTerm:
 
     def _placed(self, gradients: Tensor) -> Tensor:
         """[N, d, places]: gradients at the places that are compared."""
-        whole = gradients.unsqueeze(2) if gradients.ndim == 2 else gradients
+        whole = _by_place(gradients)
         return whole[..., :1] if self.spec.tokens == "first" else whole  # type: ignore[attr-defined]
 
     def _weighed(
@@ -206,15 +205,27 @@ def gradient_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return torch.where(_pointing(theirs), apart, 0.0)
 
 
+def gradient_pairs(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of both, [N, d, places] each, and [N, places] where the role has one.
+
+    Args:
+        ours: [N, d], or [N, d, longest] of texts.
+        theirs: the same; the longest text may be another.
+    """
+    ours, theirs = _by_place(ours), _by_place(theirs)
+    missing = ours.shape[-1] - theirs.shape[-1]  # past a sample's end there is nothing
+    ours = functional.pad(ours, (0, max(0, -missing)))
+    theirs = functional.pad(theirs, (0, max(0, missing)))
+    return ours, theirs, _pointing(theirs)
+
+
+def _by_place(gradients: Tensor) -> Tensor:
+    return gradients.unsqueeze(2) if gradients.ndim == 2 else gradients
+
+
 def _pointing(gradients: Tensor) -> Tensor:
     """[N, places] bool: whether a gradient is long enough to have a direction."""
     return torch.linalg.vector_norm(gradients.float(), dim=1) > 1e-12
-
-
-def _as_long(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
-    """Both with the longer one's tokens, the other filled with zeros."""
-    missing = ours.shape[-1] - theirs.shape[-1]
-    return functional.pad(ours, (0, max(0, -missing))), functional.pad(theirs, (0, max(0, missing)))
 
 
 # --- sample by sample ----------------------------------------------------------------------------

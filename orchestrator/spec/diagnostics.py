@@ -152,7 +152,28 @@ class PrecisionRecallSpec(_OfRole):
         return self.prompt_tokens, self.tokens
 
 
+class InputGradientsSpec(_OfRole):
+    """Cosine of the gradients of log max p by the input, a classifier's and the role's.
+
+    arXiv:2211.01071.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    kind: Literal["input_gradients"]
+
+    @property
+    def asks_new_things(self) -> bool:
+        """Held-out rows are labelled with logits alone."""
+        return True
+
+
 DiagnosticSpec = Annotated[
-    GradientNoiseSpec | GradientNormSpec | OmegaSpec | FidelitySpec | PrecisionRecallSpec,
+    GradientNoiseSpec
+    | GradientNormSpec
+    | OmegaSpec
+    | FidelitySpec
+    | PrecisionRecallSpec
+    | InputGradientsSpec,
     Field(discriminator="kind"),
 ]

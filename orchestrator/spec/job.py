@@ -653,6 +653,8 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
             f"is {batches}, and training.workers is {training.workers}, which share them evenly",
             f"Set it to {-(-batches // training.workers) * training.workers}",
         )
+    if spec.kind == "input_gradients" and job.data.task != "classifier":
+        return ".kind", "is input_gradients, which classifiers have", "Remove it"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
     if written and sum(written) > job.data.context:

@@ -12,11 +12,13 @@ from orchestrator.spec.diagnostics import (
     FidelitySpec,
     GradientNoiseSpec,
     GradientNormSpec,
+    InputGradientsSpec,
     OmegaSpec,
     PrecisionRecallSpec,
 )
 from strategies.objective import Objective
 
+from .inputs import measure_input_gradients
 from .noise import measure_noise, measure_norms
 from .positions import measure_omega
 from .site import Site, training_rows
@@ -104,6 +106,8 @@ def diagnose(
                 found[spec.title] = measure_norms(site, spec, work, objective, numbers)
             case OmegaSpec():
                 found[spec.title] = measure_omega(site, spec, work)
+            case InputGradientsSpec():
+                found[spec.title] = measure_input_gradients(site, spec, work)
             case FidelitySpec():
                 found[spec.title] = measure_fidelity(site, spec, work)
             case PrecisionRecallSpec():
