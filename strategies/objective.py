@@ -286,9 +286,9 @@ class Objective:
     ) -> Known:
         """What decides which positions terms look at, for `counts` and `loss`; `asked` as there."""
         found: dict[Wanted, Tensor] = {}
-        for seen, terms in _by_batch(self.vocabulary, batch, asked):
-            shared = [term for term in terms if isinstance(term, VocabularyTerm)]
-            where = [term.where for term in shared if term.where is not None]
+        choosing = [term for term in self.vocabulary if term.where is not None]
+        for seen, terms in _by_batch(choosing, batch, asked):
+            where = [term.where for term in choosing if term in terms and term.where is not None]
             found |= measure(where, seen.kept_targets, logit_signals(signals))
         return found
 

@@ -6,6 +6,7 @@ drawn from a generator with state: the permutation sorts samples by a 64-bit has
 """
 
 import hashlib
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -92,7 +93,7 @@ class Order:
         if step < 0:
             raise ValueError(f"step {step} is below 0")
         self._count(lambda: bool(self._ends) and self._ends[-1] > step)
-        epoch = int(np.searchsorted(self._ends, step, side="right"))
+        epoch = bisect_right(self._ends, step)
         return epoch, step - (self._ends[epoch - 1] if epoch else 0)
 
     def knows(self, step: int) -> bool:

@@ -126,4 +126,5 @@ class StoreWriter:
 def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:
         return np.zeros(0, dtype)  # an empty file cannot be mapped
-    return np.memmap(path, dtype=dtype, mode="r")
+    # As a plain array: slices of a `memmap` cost several times as much, and are taken by sample.
+    return np.asarray(np.memmap(path, dtype=dtype, mode="r"))

@@ -12,6 +12,7 @@ class Reporter:
     """Posts events from rank 0; on other ranks it does nothing but answer questions."""
 
     INTERVAL_S = 0.25
+    STOP_S = 0.1
 
     def __init__(self, desk: Any, index: int, job: str, rank: int) -> None:
         self._desk, self._index, self._job, self._rank = desk, index, job, rank
@@ -20,6 +21,7 @@ class Reporter:
         self._posted_at = 0.0
         self._sent: Any = None
         self._stop: Any = None
+        self._asked_at = 0.0
 
     def event(self, event: Event, step: int | None = None) -> None:
         """Queue an event; sent at most `INTERVAL_S` later, at the next call."""
@@ -56,9 +58,11 @@ class Reporter:
         return ray.get(self._desk.furthest.remote(self._index))
 
     def stop_requested(self) -> bool:
-        """Whether the user asked to stop, as of the last answer; never waits."""
-        if self._rank != 0:
+        """Whether the user asked to stop, as of the last answer, up to `STOP_S` old; never waits."""
+        now = time.monotonic()
+        if self._rank != 0 or now - self._asked_at < self.STOP_S:
             return False
+        self._asked_at = now
         answer = False
         if self._stop is not None:
             ready, _ = ray.wait([self._stop], timeout=0)
