@@ -58,7 +58,7 @@ class Reporter:
         return ray.get(self._desk.furthest.remote(self._index))
 
     def stop_requested(self) -> bool:
-        """Whether the user asked to stop, as of the last answer, up to `STOP_S` old; never waits."""
+        """Whether the user asked to stop, as of an answer of up to `STOP_S` ago; never waits."""
         now = time.monotonic()
         if self._rank != 0 or now - self._asked_at < self.STOP_S:
             return False
