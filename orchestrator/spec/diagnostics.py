@@ -168,12 +168,24 @@ class InputGradientsSpec(_OfRole):
         return True
 
 
+class ObjectiveLossSpec(DiagnosticBase):
+    """The objective's loss on held-out data, in all and term by term."""
+
+    kind: Literal["objective"]
+
+    @property
+    def asks_new_things(self) -> bool:
+        """Held-out rows are labelled for evaluation alone."""
+        return True
+
+
 DiagnosticSpec = Annotated[
     GradientNoiseSpec
     | GradientNormSpec
     | OmegaSpec
     | FidelitySpec
     | PrecisionRecallSpec
-    | InputGradientsSpec,
+    | InputGradientsSpec
+    | ObjectiveLossSpec,
     Field(discriminator="kind"),
 ]

@@ -111,6 +111,15 @@ class LearningRateSpec(Spec):
     end: Annotated[float, Field(ge=0, le=1)] = 0.1
 
 
+class BestSpec(Spec):
+    """The held-out number by which the state to export is chosen."""
+
+    metric: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[\w/ -]+)*$")] = "student.loss"
+    """Dotted path in an evaluation: student.accuracy, or diagnostics.NAME.x."""
+    better: Literal["lower", "higher"] = "lower"
+    """Which way is up."""
+
+
 class CheckpointSpec(Spec):
     """When state is kept. A checkpoint is also written at the end and on interruption."""
 
@@ -119,6 +128,8 @@ class CheckpointSpec(Spec):
     """Also when this much time has passed since the last one."""
     keep: PositiveInt = 2
     """Newest checkpoints kept."""
+    best: BestSpec | None = None
+    """Export, and hand to later stages, the best state of all evaluations; absent: the last."""
 
 
 class TrainingSpec(Spec):
@@ -453,6 +464,33 @@ class JobSpec(Spec):
                 f"is {against!r}, which is not defined (defined: {defined})",
                 f"Add roles.{against}, or remove it",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_best_can_be_told(self) -> "JobSpec":
+        best = self.training.checkpoint.best
+        if best is None:
+            return self
+        field = "training.checkpoint.best"
+        if not self.data.held_out:
+            raise refusal(field, "needs held-out data, and data.held_out is 0", "Raise it")
+        first, _, rest = best.metric.partition(".")
+        if first != "diagnostics":
+            every, where = self.evaluation.every_steps, "evaluation.every_steps"
+        else:
+            title = rest.partition(".")[0]
+            named = {spec.title: spec.every_steps for spec in self.evaluation.diagnostics}
+            if title not in named:
+                raise refusal(
+                    f"{field}.metric",
+                    f"is {best.metric}, and there is no such diagnostic ("
+                    f"{', '.join(named) or 'none'})",
+                    "Add it to evaluation.diagnostics",
+                )
+            every, where = named[title], f"every_steps of diagnostic {title}"
+        if every is None:
+            problem = f"chooses among evaluations during training, and {where} is absent"
+            raise refusal(field, problem, "Give it")
         return self
 
     @model_validator(mode="after")

@@ -79,6 +79,8 @@ class Checkpoints:
         self._root = f"{root.rstrip('/')}/checkpoints"
         self._local = "file" in _protocols(self._fs)
         self._run_id, self._keep, self._rank, self._local_rank = run_id, keep, rank, local_rank
+        self.spared: int | None = None
+        """Step of a checkpoint that is kept however old it is."""
 
     def _folder(self, step: int) -> str:
         return f"{self._root}/step-{step:08d}"
@@ -157,7 +159,8 @@ class Checkpoints:
         partial.rename(target)
 
     def _prune(self) -> None:
-        for step in self.steps()[: -self._keep]:
+        old = self.steps()[: -self._keep]
+        for step in [step for step in old if step != self.spared]:
             folder = self._folder(step)
             self._fs.rm_file(f"{folder}/{MANIFEST}")  # first: without it the folder is nothing
             self._fs.rm(folder, recursive=True)

@@ -7,7 +7,7 @@ Every rank runs `train_student` alike. Collective calls are marked; a decision t
 import logging
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -26,6 +26,7 @@ from strategies.progress import Progress
 from strategies.specs import CondenseSpec, HookSpec
 
 from .asked import Asker
+from .best import Best, better
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
 from .condensing import Changing
@@ -172,6 +173,7 @@ class Run:
             loaded.vocabulary,
             end_token(spec, job.tokenizer),
         )
+        self.best: Best | None = None
         self.ledger = Ledger()
         self.replayed_steps = 0
         self.tokens = 0
@@ -196,7 +198,7 @@ class Run:
             self.evaluate(0)
         self.clock.lap("evaluation")
         self._train(start)
-        evaluation = self.evaluate(self.steps, last=True)
+        evaluation = self._final_evaluation()
         self.reporter.phase("exporting")
         exported = export_student(self.job, self.engine, self.inside)
         return {
@@ -210,6 +212,7 @@ class Run:
             "pool": self._pool_counts(),
             "cache": self._summed(self.questions.cache_counts() if self.questions else {}),
             "evaluation": evaluation,
+            **({} if self.best is None else {"best": asdict(self.best)}),
             "export": exported.folder,
             "weights_sha256": exported.weights_sha256,
             "generated": exported.generated,
@@ -301,14 +304,40 @@ class Run:
             self._check_counts(epoch, whole)
         if whole and self.changing is not None and done < self.steps:
             self.changing.epoch_over(epoch + 1, self.engine.device)
-        if stop or by_clock or done == self.steps or done % every == 0:
+        best = self._evaluate_during(done)
+        if best or stop or by_clock or done == self.steps or done % every == 0:
             self._write_checkpoint(done)
         if stop and done < self.steps:
             raise Interrupted(f"job {self.spec.name!r} stopped after step {done}")
+
+    def _evaluate_during(self, done: int) -> bool:
+        """Measure what is due before the end; whether the state is the best so far."""
         every = self.spec.evaluation.every_steps
         held_out = every is not None and done % every == 0
-        if done < self.steps and (held_out or self.spec.evaluation.diagnostics):
-            self.evaluate(done, held_out=held_out)
+        if done == self.steps or not (held_out or self.spec.evaluation.diagnostics):
+            return False
+        return self._note_best(done, self.evaluate(done, held_out=held_out))
+
+    def _final_evaluation(self) -> dict[str, Any]:
+        """Of the state that is exported, which is the engine's from here on."""
+        evaluation = self.evaluate(self.steps, last=True)
+        self._note_best(self.steps, evaluation)
+        if self.best is None or self.best.step == self.steps:
+            return evaluation
+        self.reporter.phase(f"back to step {self.best.step}, the best")
+        self.checkpoints.read(self.best.step, self.engine.load)
+        return self.evaluate(self.steps, last=True)
+
+    def _note_best(self, step: int, evaluation: dict[str, Any]) -> bool:
+        """Whether the state after `step` is the best that was evaluated."""
+        spec = self.spec.training.checkpoint.best
+        if spec is None or not evaluation:
+            return False
+        self.best = better(spec, self.best, step, evaluation)
+        if self.best is None or self.best.step != step:
+            return False
+        self.checkpoints.spared = step
+        return True
 
     # --- promise 1 -------------------------------------------------------------------------------
 
@@ -349,6 +378,7 @@ class Run:
                 "wait_s": self.wait_s,
                 "schedules": self.stepper.schedules,
                 "changing": None if self.changing is None else self.changing.state(),
+                "best": None if self.best is None else asdict(self.best),
             },
             workers=self.world,
             zero=self.spec.training.zero,
@@ -380,6 +410,9 @@ class Run:
         if self.changing is not None:
             self.changing.restore(state["changing"])
         self.stepper.schedules = state["schedules"]
+        if (best := state.get("best")) is not None:
+            self.best = Best(**best)
+            self.checkpoints.spared = self.best.step
         self.replayed_steps = max(0, furthest - manifest.step)
         return manifest.step
 

@@ -31,6 +31,7 @@ class House:
     root: Path
     session: Session | None = None
     exports: dict[str, Export] = field(default_factory=dict)
+    best: dict[str, int | None] = field(default_factory=dict)
     heard: list[Event] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
 
@@ -48,12 +49,14 @@ class House:
         trainable: list[str] | None,
         steps: int = STEPS,
         batch: int = 32,
+        checkpoint: dict[str, Any] | None = None,
         **changes: Any,
     ) -> JobSpec:
         """A stage of a few steps."""
         training = {"steps": steps, "global_batch": batch, "micro_batch": batch}
         training |= {"resources": {"cpus": 0.5}, "optimizer": {"lr": 1e-2}}
-        training |= {"checkpoint": {"every_steps": steps}}
+        training |= {"checkpoint": checkpoint or {"every_steps": steps}}
+        training |= {"learning_rate": {"decay": "constant"}}
         student = {**student, "trainable": trainable}
         roles = {"teacher": {"job": "teacher", "task": "classifier", "resources": {"cpus": 0.5}}}
         return digits.job(
@@ -75,7 +78,8 @@ class House:
         folder = RunFolder.at(spec.storage, spec.name)
         folder.write([spec], 0, [folder.run_id])
         assert self.session is not None
-        self.session.run_job(spec, folder, self.exports, resume=False)
+        summary = self.session.run_job(spec, folder, self.exports, resume=False)
+        self.best[spec.name] = summary.get("best", {}).get("step")
         self.exports[spec.name] = Export(f"{folder.uri}/export", spec.student)
         self.losses[spec.name] = [
             event.metrics["loss/total"] for event in self.heard if isinstance(event, StepDone)
@@ -116,6 +120,10 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         found.play(found.job("more", after("first"), ["first"], objective=features(0)))
         found.play(found.job("second", after("first"), ["blocks.0"], objective=features(1)))
         found.play(found.job("head", after("second"), ["head"]))
+        best = {"every_steps": 8, "best": {"metric": "student.loss", "better": "higher"}}
+        often = {"before": False, "rows": 64, "every_steps": 8}
+        found.play(found.job("best", fresh, None, checkpoint=best, evaluation=often))
+        found.play(found.job("short", fresh, None, steps=8))
         yield found
 
 
@@ -142,6 +150,13 @@ def test_projectors_go_on_where_they_were(house: House) -> None:
     first, more, second = (house.projectors(name) for name in ("first", "more", "second"))
     assert first.keys() == more.keys() and not first.keys() & second.keys()
     assert house.losses["more"][0] < 1.5 * house.losses["first"][-1] < house.losses["first"][0]
+
+
+def test_the_best_state_is_exported_to_the_bit(house: House) -> None:
+    # The highest loss is that of the first evaluation: after as many steps as the short job has.
+    assert house.best == {name: 8 if name == "best" else None for name in house.best}
+    best, short = house.weights("best"), house.weights("short")
+    assert all(weight.equal(short[name]) for name, weight in best.items())
 
 
 def test_each_stage_learns(house: House) -> None:

@@ -13,6 +13,7 @@ from orchestrator.spec.diagnostics import (
     GradientNoiseSpec,
     GradientNormSpec,
     InputGradientsSpec,
+    ObjectiveLossSpec,
     OmegaSpec,
     PrecisionRecallSpec,
 )
@@ -20,6 +21,7 @@ from strategies.objective import Objective
 
 from .inputs import measure_input_gradients
 from .noise import measure_noise, measure_norms
+from .objective import measure_objective
 from .positions import measure_omega
 from .site import Site, training_rows
 from .texts import measure_fidelity, measure_precision_recall
@@ -108,6 +110,8 @@ def diagnose(
                 found[spec.title] = measure_omega(site, spec, work)
             case InputGradientsSpec():
                 found[spec.title] = measure_input_gradients(site, spec, work)
+            case ObjectiveLossSpec():
+                found[spec.title] = measure_objective(site, spec, work, objective, numbers)
             case FidelitySpec():
                 found[spec.title] = measure_fidelity(site, spec, work)
             case PrecisionRecallSpec():
