@@ -229,6 +229,24 @@ class OwnTerm(Term, Protocol):
         ...
 
 
+class CustomFeatureTerm(Protocol):
+    """What a term of one's own on layers is made of (`kind: import_features`)."""
+
+    def count(self, batch: Batch) -> Tensor:
+        """Scalar float32: what to divide by, before any student forward."""
+        ...
+
+    def total(self, ours: Tensor, theirs: Tensor, batch: Batch) -> Tensor:
+        """Scalar sum of one pair of layers, differentiable; for N = 0 too.
+
+        Args:
+            ours: the student's layer, projected if the term says so: [N, C], or [N, C, ...].
+            theirs: the role's, at the same positions.
+            batch: theirs; `sample_index` says which positions are of one sample.
+        """
+        ...
+
+
 class CustomTerm(Protocol):
     """What a term of one's own is made of; a job file names what makes it (`kind: import`)."""
 

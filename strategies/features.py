@@ -20,6 +20,7 @@ from .contract import (
     Ask,
     AttentionSignal,
     Batch,
+    CustomFeatureTerm,
     GradientsSignal,
     LayersSignal,
     Outputs,
@@ -57,6 +58,7 @@ class FeatureTerm:
     name: str
     spec: FeatureTermSpec
     pairs: tuple[Pair, ...]
+    own: CustomFeatureTerm | None = None  # of `import_features`
 
     def asks(self) -> tuple[Ask, ...]:
         """The role's layers, or their attention."""
@@ -74,6 +76,8 @@ class FeatureTerm:
 
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """Positions, samples, or groups with enough samples for a relation; scalar float32."""
+        if self.own is not None:
+            return self.own.count(batch)
         match self.spec:
             case SimilarityPreservingSpec(group=group):
                 found = _groups(batch, group, 1)
@@ -135,6 +139,8 @@ class FeatureTerm:
     def _sum(
         self, sides: list[Sides], batch: Batch, known: Mapping[Wanted, Tensor]
     ) -> Tensor | int:
+        if self.own is not None:
+            return sum(self.own.total(*both, batch) for both in sides)
         match self.spec:
             case HiddenStatesSpec(distance=distance):
                 values = [hidden_distance(*both, distance) for both in sides]

@@ -11,6 +11,7 @@ one chunked pass; terms that look inside, and those of another kind (`OwnTerm`),
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from .specs import (
     CrossEntropySpec,
     DivergenceSpec,
     FeatureTermSpec,
+    ImportedFeaturesSpec,
     ImportedTerm,
     LogitsDistanceSpec,
     MeasureTerm,
@@ -66,7 +68,8 @@ def build_objective(spec: ObjectiveSpec, pairs: Pairs | None = None) -> "Objecti
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
         elif isinstance(term, FeatureTermSpec):
-            features.append(FeatureTerm(name, term, pairs.get(name, ())))
+            own = _imported(term) if isinstance(term, ImportedFeaturesSpec) else None
+            features.append(FeatureTerm(name, term, pairs.get(name, ()), own))
         elif isinstance(term, MeasureTerm):
             watched.append(WatchedMeasure(name, term))
         else:
@@ -74,18 +77,18 @@ def build_objective(spec: ObjectiveSpec, pairs: Pairs | None = None) -> "Objecti
     return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched))
 
 
-def _imported(spec: ImportedTerm) -> CustomTerm:
-    """The term that a path names.
+def _imported(spec: ImportedTerm | ImportedFeaturesSpec) -> Any:
+    """The term that a path names: a `CustomTerm`, or of features a `CustomFeatureTerm`.
 
     Raises:
         ValueError: it does not import, or takes other arguments.
     """
     module, _, name = spec.target.partition(":")
     try:
-        made = importlib.import_module(module)
+        made: Any = importlib.import_module(module)
         for part in name.split("."):
             made = getattr(made, part)
-        return made(**spec.arguments)  # type: ignore[operator]
+        return made(**spec.arguments)
     except (ImportError, AttributeError, TypeError) as error:
         raise ValueError(
             f"the term {spec.target!r} cannot be made ({error}); name module:function of something "

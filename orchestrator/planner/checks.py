@@ -13,7 +13,7 @@ from orchestrator.models.folder import check_folder
 from orchestrator.signals.cache.folder import DEFAULT_PATH, refuse_unusable
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.models import ModelSpec
-from strategies.specs import HookSpec, ImportedTerm, ObjectiveSpec
+from strategies.specs import HookSpec, ImportedFeaturesSpec, ImportedTerm, ObjectiveSpec
 
 from .capacity import checkpoint_bytes, job_model_size
 from .documents import check_sources
@@ -88,7 +88,7 @@ def _models(job: JobSpec) -> dict[str, ModelSpec]:
 def _imports(objective: ObjectiveSpec) -> Iterator[tuple[str, str]]:
     """Field and import path of everything of one's own in an objective."""
     for index, term in enumerate(objective.terms):
-        if isinstance(term, ImportedTerm):
+        if isinstance(term, ImportedTerm | ImportedFeaturesSpec):
             yield f"objective.terms.{index}.target", term.target
     if isinstance(objective.between_epochs, HookSpec):
         yield "objective.between_epochs.target", objective.between_epochs.target

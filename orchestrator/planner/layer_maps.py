@@ -21,6 +21,7 @@ from strategies.specs import (
     FeatureTermSpec,
     FlowSpec,
     HiddenStatesSpec,
+    ImportedFeaturesSpec,
     InputGradientsSpec,
 )
 
@@ -162,7 +163,8 @@ class _Finder:
 
     def projectors(self, name: str, found: Sequence[tuple[str, str]]) -> list[Projector]:
         """One for each pair, where the term has them."""
-        kind = self.term.projector if isinstance(self.term, HiddenStatesSpec) else "none"
+        projects = isinstance(self.term, HiddenStatesSpec | ImportedFeaturesSpec)
+        kind = self.term.projector if projects else "none"
         if kind == "none":
             return []
         widths = [

@@ -14,6 +14,7 @@ from .features import FeatureTermSpec as FeatureTermSpec
 from .features import FlowPair as FlowPair
 from .features import FlowSpec as FlowSpec
 from .features import HiddenStatesSpec as HiddenStatesSpec
+from .features import ImportedFeaturesSpec as ImportedFeaturesSpec
 from .features import InputGradientsSpec as InputGradientsSpec
 from .features import LayerPair as LayerPair
 from .features import RelationalSpec as RelationalSpec

@@ -4,13 +4,13 @@
 loaded; `stillhouse doctor --layers FILE` lists them.
 """
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
 from .base import Spec
 from .measures import OF_LABELS, OF_ROLES, WeighBySpec
-from .term import DENSE_OR_TOPK, TermBase
+from .term import DENSE_OR_TOPK, ImportPath, TermBase
 
 ModulePath = Annotated[str, Field(pattern=r"^[^\s.]+(\.[^\s.]+)*$")]
 """Path of a module as `named_modules` has it; `*` stands for one part or some of its letters."""
@@ -98,6 +98,26 @@ class HiddenStatesSpec(_WeighedSpec):
     projector: Literal["none", "linear", "orthogonal"] = "none"
     """Maps the student's channels to the role's; trained with the student, not exported. For
     feature maps a linear one is a 1x1 convolution. orthogonal: arXiv:2403.06213."""
+
+
+class ImportedFeaturesSpec(_PairedSpec):
+    """A term of one's own on layers: `package.module:function` called with `arguments`.
+
+    It returns a `strategies.contract.CustomFeatureTerm`. Nothing of this project has to change.
+    """
+
+    kind: Literal["import_features"]
+    target: ImportPath
+    arguments: dict[str, Any] = {}
+    """Given to the function by name."""
+    projector: Literal["none", "linear", "orthogonal"] = "none"
+    """Maps the student's channels to the role's, as in `hidden_states`."""
+    group: PositiveInt | None = None
+    """Rows whose samples it compares with each other, if any; divides training.micro_batch."""
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return () if self.group is None else (self.group,)
 
 
 class AttentionMapsSpec(_WeighedSpec):

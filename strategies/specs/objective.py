@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError, model_validator
 from ..recipes import Recipe, RecipeSpec
 from .adaptive import FollowSchedule
 from .base import Spec
-from .features import FeatureTermSpec
+from .features import FeatureTermSpec, ImportedFeaturesSpec
 from .samples import BetweenEpochs, SelectSpec
 from .schedules import Number, extremes
 from .terms import DivergenceSpec, ImportedTerm, TermSpec
@@ -119,7 +119,8 @@ class ObjectiveSpec(Spec):
             if term.name is not None:
                 names.append(term.name)
                 continue
-            kind = term.target.rpartition(":")[2] if isinstance(term, ImportedTerm) else term.kind
+            own = isinstance(term, ImportedTerm | ImportedFeaturesSpec)
+            kind = term.target.rpartition(":")[2] if own else term.kind
             seen[kind] = seen.get(kind, 0) + 1
             names.append(f"{kind}_{seen[kind]}" if seen[kind] > 1 else kind)
         return tuple(names)

@@ -7,6 +7,9 @@ from pydantic import Field
 from .base import Spec
 from .schedules import Number, within
 
+ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+"""`package.module:function` of something of one's own."""
+
 DENSE = ("full", "hidden")
 DENSE_OR_TOPK = (*DENSE, "topk")
 

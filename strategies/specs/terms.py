@@ -9,6 +9,7 @@ from .features import (
     AttentionTransferSpec,
     FlowSpec,
     HiddenStatesSpec,
+    ImportedFeaturesSpec,
     InputGradientsSpec,
     RelationalSpec,
     SimilarityPreservingSpec,
@@ -16,7 +17,7 @@ from .features import (
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-from .term import DENSE, DENSE_OR_TOPK, TermBase
+from .term import DENSE, DENSE_OR_TOPK, ImportPath, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -322,7 +323,7 @@ class ImportedTerm(TermBase):
 
     encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
     kind: Literal["import"]
-    target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
+    target: ImportPath
     roles: list[str] = []
     """Served roles that it asks."""
     arguments: dict[str, Any] = {}
@@ -353,6 +354,7 @@ TermSpec = Annotated[
     | SimilarityPreservingSpec
     | RelationalSpec
     | InputGradientsSpec
+    | ImportedFeaturesSpec
     | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),

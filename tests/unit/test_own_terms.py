@@ -9,29 +9,32 @@ import pytest
 import tiny
 import torch
 import yaml
+from feature_scenes import gradients, texts
 from tiny_objective import result, scene
 
 from orchestrator.errors import SpecError
 from orchestrator.planner import preflight
 from orchestrator.spec import JobSpec
 from strategies.objective import build_objective
+from strategies.pairs import Pair
+from strategies.progress import Progress
 from strategies.specs import ObjectiveSpec
 
 GUIDE = Path(__file__).parents[2] / "docs/guide/own-terms.md"
 
 
-def _shown(language: str) -> str:
-    found = re.search(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.S)
-    assert found is not None
-    return found[1]
+def _shown(language: str, which: int = 0) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.S)[which]
 
 
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that can be imported from, with the guide's module."""
     (tmp_path / "own_terms.py").write_text(_shown("python"))
+    (tmp_path / "own_features.py").write_text(_shown("python", 1))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "own_terms", raising=False)
+    for module in ("own_terms", "own_features"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
 
@@ -110,3 +113,33 @@ def test_arguments_that_the_function_does_not_take_are_named(outside: Path) -> N
     spec["terms"][1]["arguments"] = {"teacher": "teacher"}
     with pytest.raises(ValueError, match=r"own_terms:matched_entropy.*unexpected keyword"):
         build_objective(ObjectiveSpec.model_validate(spec))
+
+
+def test_the_guides_term_on_layers_is_one_of_the_objective(outside: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(_shown("yaml", 1))["objective"]
+    spec = ObjectiveSpec.model_validate(raw)
+    assert spec.names == ("centred",) and spec.looks_inside and not spec.logit_roles
+    preflight([_job(tmp_path, raw)])
+    seen = texts(1)
+    objective = build_objective(spec, pairs={"centred": (Pair("a", "a"), Pair("b", "b"))})
+    assert [ask.key for ask in objective.asks()] == ["teacher.layers"]
+    count = float(objective.counts(seen.batch, seen.signals())["centred"])
+    numbers = objective.numbers(Progress(0, 10), objective.start())
+    loss, _ = objective.loss(
+        seen.outputs(), seen.batch, seen.signals(), numbers, {"centred": 1 / count}
+    )
+    wanted = sum(
+        1 - torch.corrcoef(torch.stack([ours, theirs]))[0, 1]
+        for path in ("a", "b")
+        for ours, theirs in zip(seen.student[path].detach(), seen.role[path], strict=True)
+    )
+    assert float(loss.detach()) == pytest.approx(float(wanted) / len(seen.student["a"]), rel=1e-9)
+    pulls = gradients(loss, seen)
+    assert all(float(pulls[path].abs().max()) > 0 for path in ("a", "b"))
+
+
+def test_a_term_on_layers_that_is_not_there_is_refused(outside: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(_shown("yaml", 1))["objective"]
+    raw["terms"][0]["target"] = "own_features:centered"
+    with pytest.raises(SpecError, match=r"objective\.terms\.0\.target.*centred"):
+        preflight([_job(tmp_path, raw)])
