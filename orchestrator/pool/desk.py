@@ -90,7 +90,8 @@ class Desk:
             if running is not None:
                 return running.future
             job = _Job(key, request, Future(), time.perf_counter())
-            if not self._queue.offer(request.tenant, float(request.tokens.size or 1), job):
+            cost = float(request.tokens.size or 1)
+            if not self._queue.offer(request.tenant, cost, job, request.weight):
                 raise self._busy(request)
             self._jobs[key] = job
             self._changed.notify_all()
@@ -126,6 +127,10 @@ class Desk:
                 "request.protocol",
                 f"is {request.protocol}, this replica speaks {PROTOCOL}",
                 "Run the same version of stillhouse on both sides",
+            )
+        if not 0 < request.weight < float("inf"):
+            raise SpecError(
+                "request.weight", f"is {request.weight}", "Give a number above 0 (pool.weight)"
             )
         if request.role != self._role:
             raise SpecError(

@@ -1,10 +1,10 @@
 """A bounded queue that is fair between tenants: start-time fair queueing by virtual time.
 
-Pure data structure: no clock, no locks, no Ray. Each tenant gets an equal share of the *cost*
-served (tokens, not requests), whoever asks faster; a tenant alone gets everything.
+Pure data structure: no clock, no locks, no Ray. Each tenant gets a share of the *cost* served
+(tokens, not requests) by its weight, whoever asks faster; a tenant alone gets everything.
 
 Source: Goyal, Vin, Cheng, "Start-Time Fair Queueing", IEEE/ACM Transactions on Networking 5(5),
-1997; all weights are 1 here.
+1997, equations 4 and 5.
 """
 
 import heapq
@@ -36,14 +36,21 @@ class FairQueue(Generic[T]):
     def __len__(self) -> int:
         return len(self._heap)
 
-    def offer(self, tenant: str, cost: float, item: T) -> bool:
-        """Take an item of `cost` > 0, or say False: the queue or the tenant's share is full."""
+    def offer(self, tenant: str, cost: float, item: T, weight: float = 1.0) -> bool:
+        """Take an item, or say False: the queue or the tenant's share of it is full.
+
+        Args:
+            tenant: whose it is.
+            cost: > 0.
+            item: what `pop` gives back.
+            weight: > 0; a tenant of weight 2 is served twice what one of weight 1 is.
+        """
         held = self._held[tenant]
         tenants = len(+self._held) + (held == 0)
         if held and (len(self._heap) >= self._limit or held >= max(1, self._limit // tenants)):
             return False
         start = max(self._now, self._finish.get(tenant, 0.0))
-        self._finish[tenant] = start + cost
+        self._finish[tenant] = start + cost / weight
         self._held[tenant] += 1
         heapq.heappush(self._heap, (start, next(self._order), tenant, item))
         return True

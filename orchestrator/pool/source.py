@@ -44,8 +44,10 @@ class Question:
     ask: SignalAsk
     flat: Flat
 
-    def request(self, client: str, tenant: str, fingerprint: str | None) -> Request:
-        """The same, to a replica."""
+    def request(
+        self, client: str, tenant: str, fingerprint: str | None, weight: float = 1.0
+    ) -> Request:
+        """The same, to a replica; `weight` is the tenant's."""
         return Request(
             f"{client}/{self.name}",
             self.role,
@@ -55,6 +57,7 @@ class Question:
             self.flat.lengths,
             self.flat.wanted,
             fingerprint,
+            weight=weight,
         )
 
 
@@ -97,6 +100,7 @@ class SignalSource:
         window_requests: the same, in questions.
         cards: of roles that nobody serves.
         memory_bytes: of records, kept here for later epochs.
+        weight: of the tenant, its share of a busy replica.
     """
 
     def __init__(
@@ -110,10 +114,11 @@ class SignalSource:
         window_requests: int,
         cards: dict[str, RoleCard] | None = None,
         memory_bytes: int = 0,
+        weight: float = 1.0,
     ) -> None:
         self.pool, self.link = pool, link
         self._memory = Memory(memory_bytes)
-        self._client, self._tenant = client, tenant
+        self._client, self._tenant, self._weight = client, tenant, weight
         self._fingerprints, self._cards = fingerprints, cards or {}
         self._window_bytes, self._window_requests = window_bytes, window_requests
         self.counts = SourceCounts()
@@ -148,7 +153,8 @@ class SignalSource:
         """Ask. Returns at once; the answer is fetched or computed ahead of `result`."""
         if self.link is None and self.pool is not None:
             fingerprint = self._fingerprints.get(question.role)
-            self.pool.submit(question.request(self._client, self._tenant, fingerprint))
+            asked = question.request(self._client, self._tenant, fingerprint, self._weight)
+            self.pool.submit(asked)
             return
         flat = question.flat
         nbytes = answer_bytes(
@@ -262,7 +268,7 @@ class SignalSource:
             flat, places = _led(question.flat, pieces, leads)
             led = replace(question, name=f"{question.name}/{round_}", flat=flat)
             fingerprint = self._fingerprints[question.role]
-            request = led.request(self._client, self._tenant, fingerprint)
+            request = led.request(self._client, self._tenant, fingerprint, self._weight)
             self.pool.submit(request)
             reply = self.pool.result(request.request_id)
             records = list(_records(reply, request, places))

@@ -117,6 +117,7 @@ class Request:
     fingerprint: str | None = None  # the role fingerprint expected; None: whatever is served
     attempt: int = 1
     protocol: int = PROTOCOL
+    weight: float = 1.0  # of the tenant, > 0: its share of a busy replica
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class _Pool(Spec):
     """A request unanswered this long is sent elsewhere."""
     restarts: NonNegativeInt = 8
     """Replica deaths the pool makes good before the job fails."""
+    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    """The job's share of a busy pool, against the weights of the others that ask it."""
 
 
 class EphemeralPool(_Pool):

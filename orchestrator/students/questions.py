@@ -174,6 +174,7 @@ def open_questions(job: StudentJob, rank: int, device: torch.device) -> Question
         window,
         _cards(job) if pool is None else {},
         spec.cache.memory_bytes,
+        spec.pool.weight,
     )
     try:
         return _connected(job, source, device)

@@ -36,6 +36,28 @@ def test_two_tenants_get_equal_cost_however_many_requests_one_sends():
     assert [item for item in order if item.startswith("g")] == [f"g{i}" for i in range(20)]
 
 
+def test_tenants_are_served_by_their_weights() -> None:
+    queue: FairQueue[str] = FairQueue(1000)
+    weights = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 4.0}
+    for name, weight in weights.items():
+        for _ in range(200):
+            assert queue.offer(name, 10.0, name, weight)
+    served = [queue.pop() for _ in range(160)]
+    assert {name: served.count(name) for name in weights} == pytest.approx(
+        {"a": 20, "b": 20, "c": 40, "d": 80}, abs=1
+    )
+
+
+def test_a_weight_that_is_none_is_refused() -> None:
+    desk = Desk("teacher", lambda: FakeEngine("teacher", {}), 4)
+    try:
+        for weight in (0.0, -1.0, float("inf"), float("nan")):
+            with pytest.raises(SpecError, match=r"request\.weight.*above 0"):
+                desk.submit(replace(fake_request("r"), weight=weight))
+    finally:
+        desk.close()
+
+
 def test_a_tenant_that_was_away_has_no_claim_on_the_past():
     queue: FairQueue[str] = FairQueue(100)
     for index in range(10):
