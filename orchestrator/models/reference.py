@@ -79,6 +79,71 @@ def conv(
     return Conv(channels, classes, width, depth, _ACTIVATIONS[activation], residual)
 
 
+def pair(
+    inputs: int,
+    classes: int,
+    features: int = 32,
+    width: int = 16,
+    assistant: int = 8,
+    activation: Activation = "relu",
+) -> "Pair":
+    """A student and the assistant that learns what it leaves; their features are added.
+
+    `own` gives the student's features, `together` the sum. Gao et al., arXiv:2002.09168.
+
+    Args:
+        inputs: numbers of a sample.
+        classes: V.
+        features: numbers of the feature that both give, and the head reads.
+        width: of the student's hidden layer.
+        assistant: of the assistant's hidden layer; 0: there is none.
+        activation: after each hidden layer.
+
+    Raises:
+        ValueError: a size is not positive, or the activation is unknown.
+    """
+    _check(activation, inputs=inputs, classes=classes, features=features, width=width)
+    if assistant < 0:
+        raise ValueError(f"assistant is {assistant}; give its width, or 0 for none")
+    return Pair(inputs, classes, features, width, assistant, _ACTIVATIONS[activation])
+
+
+class Pair(nn.Module):
+    """See `pair`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        features: int,
+        width: int,
+        assistant: int,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.num_labels = classes
+        self._activation = activation
+        self.student = _two_layers(inputs, width, features)
+        self.assistant = _two_layers(inputs, assistant, features) if assistant else None
+        self.own, self.together = nn.Identity(), nn.Identity()
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[R, inputs] -> [R, V]."""
+        x = self.own(self._features(self.student, features))
+        if self.assistant is not None:
+            x = x + self._features(self.assistant, features)
+        return self.head(self.together(x))
+
+    def _features(self, layers: nn.ModuleList, features: Tensor) -> Tensor:
+        first, second = layers
+        return second(self._activation(first(features)))
+
+
+def _two_layers(inputs: int, width: int, outputs: int) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, outputs)])
+
+
 class MLP(nn.Module):
     """See `mlp`."""
 

@@ -1,9 +1,10 @@
 """What a study's assertions came to. Pure."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .numbers import Mean, Point, Results, by_seed, differences_of, mean_of, values_of
+from .numbers import Mean, Point, Results, by_seed, differences_of, mean_of, paired, values_of
 from .spec import AssertionSpec, StudySpec
 
 
@@ -34,6 +35,8 @@ def _values(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point])
     at = tuple(assertion.at.items())
     if assertion.minus is not None:
         return differences_of(points, axis, assertion.arm, assertion.minus, metric, at)
+    if assertion.over is not None:
+        return paired(points, axis, assertion.arm, assertion.over, metric, at, _ratio)
     wanted = {(axis, assertion.arm), *at}
     here = [p for p in points if wanted.issubset(p.setting) and metric in p.values]
     less = assertion.minus_metric
@@ -44,6 +47,10 @@ def _values(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point])
         for p in here
         if less in p.values
     )
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    return ours / theirs if theirs else math.nan
 
 
 def _within(assertion: AssertionSpec, value: float) -> bool:
@@ -65,6 +72,7 @@ def _bound(assertion: AssertionSpec) -> str:
 
 def _said(study: StudySpec, assertion: AssertionSpec) -> str:
     less = f" - {assertion.minus}" if assertion.minus is not None else ""
+    less += f" / {assertion.over}" if assertion.over is not None else ""
     metric = assertion.metric
     if assertion.minus_metric is not None:
         metric += f" - {assertion.minus_metric}"

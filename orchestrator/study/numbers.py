@@ -7,7 +7,7 @@ statistic that is not defined (one seed, no spread at all) is None, never 0 or 1
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -150,7 +150,20 @@ def mean_of(values: Sequence[float]) -> Mean:
 def differences_of(
     points: Sequence[Point], axis: str, arm: str, minus: str, metric: str, at: Setting | None
 ) -> list[float]:
-    """An arm less another, over cells that are alike in seed and all other axes; one a seed.
+    """An arm less another; see `paired`."""
+    return paired(points, axis, arm, minus, metric, at, lambda ours, theirs: ours - theirs)
+
+
+def paired(
+    points: Sequence[Point],
+    axis: str,
+    arm: str,
+    baseline: str,
+    metric: str,
+    at: Setting | None,
+    compared: Callable[[float, float], float],
+) -> list[float]:
+    """Two arms compared, over cells that are alike in seed and all other axes; one number a seed.
 
     Of a seed with several pairs it is their mean. Pairs of the same two jobs count once, and a job
     is not compared with itself.
@@ -159,9 +172,10 @@ def differences_of(
         points: all.
         axis: of both arms.
         arm: what is compared.
-        minus: with what.
+        baseline: with what.
         metric: its name.
         at: arms that other axes must have; None: any.
+        compared: of the two numbers of a pair.
     """
     wanted = set(at or ())
 
@@ -174,13 +188,13 @@ def differences_of(
             and wanted.issubset(point.setting)
         }
 
-    theirs = of(minus)
+    theirs = of(baseline)
     found: list[Found] = []
     for place, one in of(arm).items():
         other = theirs.get(place)
         if other is not None and other.measured[metric] != one.measured[metric]:
             jobs = one.measured[metric], other.measured[metric]
-            found.append((one.seed, jobs, one.values[metric] - other.values[metric]))
+            found.append((one.seed, jobs, compared(one.values[metric], other.values[metric])))
     return by_seed(found)
 
 

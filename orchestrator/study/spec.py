@@ -89,7 +89,8 @@ class AssertionSpec(Spec):
     """What must hold of a mean over seeds: of an arm, or of a paired difference.
 
     `arm` alone: the mean of the metric. `minus`: of the metric less that of another arm of the same
-    axis, pair by pair. `minus_metric`: less another metric of the same cell. Exactly one bound.
+    axis, pair by pair; `over`: by that of the other arm. `minus_metric`: less another metric of the
+    same cell. Exactly one bound.
     """
 
     what: str | None = None
@@ -98,6 +99,7 @@ class AssertionSpec(Spec):
     """Of `arm` and `minus`; absent: the one axis that has them."""
     arm: Arm
     minus: Arm | None = None
+    over: Arm | None = None
     minus_metric: str | None = None
     at: dict[str, Arm] = {}
     """Arms of other axes; an axis not named is averaged over."""
@@ -120,8 +122,9 @@ class AssertionSpec(Spec):
             )
         if self.equal_within is not None and self.minus is None and self.minus_metric is None:
             raise refusal("equal_within", "compares nothing", "Add minus or minus_metric")
-        if self.minus is not None and self.minus_metric is not None:
-            raise refusal("minus_metric", "is given beside minus", "Remove one of the two")
+        others = [n for n in ("minus", "over", "minus_metric") if getattr(self, n) is not None]
+        if len(others) > 1:
+            raise refusal(others[1], f"is given beside {others[0]}", "Remove one of the two")
         return self
 
 
@@ -264,8 +267,9 @@ class StudySpec(Spec):
                         nearest(label, labels),
                     )
             axis = self._axis_of(assertion, field)
-            if assertion.minus is not None:
-                self._check_arm(f"{field}.minus", axis, assertion.minus)
+            for name in ("minus", "over"):
+                if (arm := getattr(assertion, name)) is not None:
+                    self._check_arm(f"{field}.{name}", axis, arm)
             for other, arm in assertion.at.items():
                 self._check_arm(f"{field}.at.{other}", other, arm)
                 if other == axis:

@@ -16,7 +16,7 @@ from orchestrator.models.folder import check_folder
 from orchestrator.models.forward import classify
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.made import MADE_FILE, is_made, made_by, read_made
-from orchestrator.models.reference import conv, mlp
+from orchestrator.models.reference import conv, mlp, pair
 from orchestrator.planner.sizes import model_size
 from orchestrator.spec.models import ModelSpec
 
@@ -55,6 +55,27 @@ def test_without_blocks_skips_make_no_difference() -> None:
     plain = mlp(64, 10, depth=0, residual=False)
     plain.load_state_dict(whole.state_dict())
     assert torch.equal(whole(FEATURES), plain(FEATURES))
+
+
+def test_an_assistant_adds_to_the_students_features_and_to_nothing_else() -> None:
+    torch.manual_seed(0)
+    both, alone = pair(64, 10, 32, 17, 9), pair(64, 10, 32, 26, 0)
+    sizes = [sum(p.numel() for p in module.parameters()) for module in (both, alone)]
+    assert sizes[0] <= 1.02 * sizes[1]
+    seen: dict[str, torch.Tensor] = {}
+    for path in ("own", "together"):
+        getattr(both, path).register_forward_hook(
+            lambda _module, _inputs, output, path=path: seen.update({path: output})
+        )
+    x = torch.randn(3, 64)
+    logits = both(features=x)
+    first, second = both.assistant  # type: ignore[misc]
+    rest = second(torch.relu(first(x)))
+    torch.testing.assert_close(seen["together"], seen["own"] + rest)
+    torch.testing.assert_close(logits, both.head(seen["together"]))
+    assert alone.assistant is None and alone(features=x).shape == (3, 10)
+    with pytest.raises(ValueError, match="assistant is -1"):
+        pair(64, 10, assistant=-1)
 
 
 def test_a_skip_turned_off_is_another_role_though_its_weights_are_the_same() -> None:

@@ -128,6 +128,8 @@ def test_the_variance_between_three_arms_is_tested() -> None:
         ({"minus": "ce", "at_most": 0.0}, 0.09, False),
         ({"minus": "ce", "equal_within": 0.1}, 0.09, True),
         ({"at_least": 0.9}, 0.91, True),
+        ({"over": "ce", "at_most": 1.1}, (0.90 / 0.80 + 0.92 / 0.84) / 2, False),
+        ({"over": "ce", "at_most": 1.2}, (0.90 / 0.80 + 0.92 / 0.84) / 2, True),
         ({"minus_metric": "accuracy", "equal_within": 0.0}, 0.0, True),
     ],
 )
