@@ -76,7 +76,7 @@ def transformed(
         case specs.SmoothWrongSpec():
             return smooth_wrong(logits, view.labels, spec.confidence, view.temperature)
         case specs.RectifySpec():
-            return rectify(logits, view.labels)
+            return rectify(logits, view.labels, view.temperature)
         case specs.KeepLabelSpec():
             return keep_label(logits, view.labels, view.temperature)
         case specs.KeepTopSpec():
@@ -127,16 +127,20 @@ def smooth_wrong(
     return torch.where(wrong, smooth * temperature, logits)
 
 
-def rectify(logits: Tensor, labels: Tensor) -> Tensor:
-    """Where w is not y: q_y' = (q_y + 1) / 2 and q_w' = q_w / 2, scaled to keep q_y + q_w."""
-    log_q = log_softmax(logits)
+def rectify(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tensor:
+    """Where w is not y: q_y' = (q_y + 1) / 2 and q_w' = q_w / 2, scaled to keep q_y + q_w.
+
+    Of the probabilities at the temperature: a role that is sure has at 1 next to nothing to share.
+    """
+    log_q = log_softmax(logits / temperature)
     best, label = likeliest(logits).unsqueeze(1), labels.unsqueeze(1)
     log_y, log_w = log_q.gather(1, label), log_q.gather(1, best)
     q_y, q_w = log_y.exp(), log_w.exp()
     both = (q_y + q_w) / (q_y + 1 + q_w)
     wrong = best != label
     log_q.scatter_(1, best, torch.where(wrong, (q_w * both).log(), log_w))
-    return log_q.scatter_(1, label, torch.where(wrong, ((q_y + 1) * both).log(), log_y))
+    log_q.scatter_(1, label, torch.where(wrong, ((q_y + 1) * both).log(), log_y))
+    return log_q.mul_(temperature)
 
 
 def keep_label(logits: Tensor, labels: Tensor, temperature: Temperature) -> Tensor:

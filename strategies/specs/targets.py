@@ -48,7 +48,7 @@ class SmoothWrongSpec(TransformSpec):
 class RectifySpec(TransformSpec):
     """Where the role is wrong, its likeliest entry w and the label y share anew what they had.
 
-    In the proportion (q_y + 1) to q_w. Zhang et al., arXiv:2412.09874.
+    In the proportion (q_y + 1) to q_w, at the term's temperature. Zhang et al., arXiv:2412.09874.
     """
 
     needs_labels: ClassVar[bool] = True

@@ -108,12 +108,12 @@ def transformed(spec: Mapping[str, Any], logits: Tensor, one: Known, t: float) -
             p[y] = spec["confidence"]
             return t * p.log()
         case "rectify":
-            p = logits.softmax(0)
+            p = (logits / t).softmax(0)
             if w != y:
                 both, raised, lowered = float(p[y] + p[w]), float(p[y] + 1) / 2, float(p[w]) / 2
                 p[y] = both * raised / (raised + lowered)
                 p[w] = both * lowered / (raised + lowered)
-            return p.log()
+            return t * p.log()
         case "keep_label":
             p = (logits / t).softmax(0)
             left = (1 - p[y]) / max(1, len([i for i in here if i != y]))

@@ -7,17 +7,31 @@ from tiny_objective import objective_of, result, scene
 from strategies.progress import Progress
 from strategies.targets import rectify
 
+T = 4.0
+
 
 def _rectified() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """p' of wrong positions, p, labels and first choices."""
+    """p' of wrong positions, p, labels and first choices, all at temperature T."""
     make = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(500, 10, generator=make, dtype=torch.float64)
     labels = torch.randint(10, (500,), generator=make)
     wrong = logits.argmax(1) != labels
-    mended = rectify(logits, labels)
-    assert torch.equal(mended[~wrong].softmax(1), logits[~wrong].log_softmax(1).softmax(1))
-    logits, labels = logits[wrong], labels[wrong].unsqueeze(1)
-    return mended[wrong].exp(), logits.softmax(1), labels, logits.argmax(1, keepdim=True)
+    mended, softened = rectify(logits, labels, T) / T, logits / T
+    torch.testing.assert_close(mended[~wrong].softmax(1), softened[~wrong].softmax(1))
+    softened, labels = softened[wrong], labels[wrong].unsqueeze(1)
+    return mended[wrong].exp(), softened.softmax(1), labels, softened.argmax(1, keepdim=True)
+
+
+def test_a_role_that_is_sure_of_its_error_gives_the_label_at_the_temperature_of_the_loss() -> None:
+    """At temperature 1 both would come out alike, and the student would learn to waver."""
+    logits, label = torch.zeros(1, 10, dtype=torch.float64), torch.tensor([3])
+    logits[0, 7] = 20.0
+    p = (rectify(logits, label, T) / T).softmax(1)[0]
+    q = (logits / T).softmax(1)[0]
+    assert float(p[3] / p[7]) == pytest.approx(float((q[3] + 1) / q[7]))
+    at_one = rectify(logits, label, 1.0).softmax(1)[0]
+    assert float(at_one[3] / at_one[7]) == pytest.approx(1.0, abs=1e-6)
+    assert float(p[3] / p[7]) > 1.05
 
 
 def test_a_rectified_distribution_sums_to_1_and_keeps_the_other_entries() -> None:
@@ -77,7 +91,7 @@ def test_each_side_is_a_mean_over_its_own_positions() -> None:
     assert 0 < int(right.sum()) < len(right)
     for name, mine, logits in (
         ("right", right, seen.roles["teacher"]),
-        ("wrong", ~right, rectify(seen.roles["teacher"], seen.labels)),
+        ("wrong", ~right, rectify(seen.roles["teacher"], seen.labels, T)),
     ):
         p, log_q = (logits / 4).softmax(1), (seen.hidden.detach() / 4).log_softmax(1)
         wanted = 16 * (p * (p.log() - log_q)).sum(1)[mine].mean()
