@@ -46,6 +46,7 @@ from .taid import Taid
 from .top1_ce import Top1CrossEntropy
 from .total_variation import TotalVariation
 from .universal import Universal
+from .unkd import UnKD
 
 RecipeSpec = Annotated[
     ForwardKL
@@ -85,7 +86,8 @@ RecipeSpec = Annotated[
     | SimilarityPreserving
     | Relational
     | Fsp
-    | ObjectiveAdjustment,
+    | ObjectiveAdjustment
+    | UnKD,
     Field(discriminator="kind"),
 ]
 

@@ -13,6 +13,7 @@ from .features import (
     SimilarityPreservingSpec,
 )
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
+from .ranking import BprSpec, StratifiedPairsSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
 from .term import DENSE, DENSE_OR_TOPK, TermBase
@@ -351,6 +352,8 @@ TermSpec = Annotated[
     | FlowSpec
     | SimilarityPreservingSpec
     | RelationalSpec
+    | BprSpec
+    | StratifiedPairsSpec
     | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),
