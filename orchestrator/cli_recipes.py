@@ -34,6 +34,13 @@ WRITTEN = {
 }
 """The source of an example whose texts a role writes."""
 
+RANKED = {
+    "kind": "csv",
+    "path": "interactions.csv",
+    "format": {"kind": "interactions", "leave_one_out": True},
+}
+"""The source of an example about the items of users."""
+
 Name = Annotated[str | None, typer.Argument(help="One of them, explained.", metavar="[NAME]")]
 
 
@@ -62,11 +69,14 @@ def example(name: str) -> dict[str, Any]:
         WRITTEN if writes else {"kind": "import", "target": "orchestrator.data.stdlib:documents"}
     )
     roles = (*recipe.roles, "teacher") if writes else recipe.roles
+    task = {"task": "classifier"} if recipe.ranks_items else {}
     return {
         "name": name.replace("_", "-"),
-        "student": {"path": "models/student"},
-        "roles": {role: {"path": f"models/{role}"} for role in roles},
-        "data": {"sources": [source], "context": 256},
+        "student": {"path": "models/student", **task},
+        "roles": {role: {"path": f"models/{role}", **task} for role in roles},
+        "data": {"sources": [RANKED]}
+        if recipe.ranks_items
+        else {"sources": [source], "context": 256},
         "objective": {"recipe": {"kind": name, **_written(recipe)}},
         "training": {"steps": 400, "global_batch": 16, "micro_batch": 4},
     }
@@ -101,9 +111,11 @@ def explained(name: str) -> Iterator[str]:
     yield f"Expands   to {terms}"
     if any(what == "logits" for _, what in recipe.asks):
         told = ", ".join(f"{kind} {size:,}" for kind, size in _bytes(recipe).items())
+        of_text = RoleSpec.model_fields["encoding"].default.kind
+        default = "full" if recipe.ranks_items else of_text
         yield (
             f"Bytes     a position and role, for {SHOWN.vocabulary:,} entries and a width of "
-            f"{SHOWN.width:,}: {told}; default {RoleSpec.model_fields['encoding'].default.kind}"
+            f"{SHOWN.width:,}: {told}; default {default}"
         )
     yield ""
     yield "Fields"

@@ -24,7 +24,7 @@ from .measuring import Wanted, measure
 from .pairs import Pairs
 from .parts import Part
 from .progress import Progress
-from .rankers import RankTerm
+from .rankers import rank_term
 from .specs import (
     AdaptiveSchedule,
     CrossEntropySpec,
@@ -72,7 +72,7 @@ def build_objective(
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
         elif isinstance(term, RankTermSpec):
-            others.append(RankTerm(name, term, popularity))
+            others.append(rank_term(name, term, popularity))
         elif isinstance(term, FeatureTermSpec):
             features.append(FeatureTerm(name, term, pairs.get(name, ())))
         elif isinstance(term, MeasureTerm):

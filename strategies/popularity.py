@@ -31,8 +31,8 @@ def strata_of(popularity: Tensor, strata: int) -> Tensor:
             f"strata is {strata}, and there are {items} items, of which each needs one; set it to "
             f"{max(1, items)} or less"
         )
-    order = popularity.argsort(descending=True, stable=True)
-    sums = torch.cat([popularity.new_zeros(1), popularity[order].cumsum(0)]).tolist()
+    order = popularity.cpu().argsort(descending=True, stable=True)
+    sums = [0, *popularity.cpu()[order].cumsum(0).tolist()]
     begins, end = [0], 0
     for place in range(1, strata):
         wanted, latest = sums[-1] * place / strata, items - (strata - place)
@@ -42,5 +42,5 @@ def strata_of(popularity: Tensor, strata: int) -> Tensor:
         begins.append(end)
     sizes = torch.tensor([*begins, items]).diff()
     found = torch.empty_like(order)
-    found[order] = torch.arange(strata).repeat_interleave(sizes).to(order.device)
-    return found
+    found[order] = torch.arange(strata).repeat_interleave(sizes)
+    return found.to(popularity.device)

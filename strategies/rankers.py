@@ -21,16 +21,29 @@ from .specs import BprSpec, Number, RankTermSpec, StratifiedPairsSpec
 from .targets import mixed_bits, uniform
 
 
+def rank_term(name: str, spec: RankTermSpec, popularity: Tensor | None) -> "RankTerm":
+    """A term over items of which is known how many users are trained on each, [V] int64.
+
+    Raises:
+        ValueError: there are fewer items than strata.
+    """
+    stratum = None
+    if isinstance(spec, StratifiedPairsSpec) and popularity is not None:
+        stratum = strata_of(popularity, spec.strata)
+    return RankTerm(name, spec, None if popularity is None else len(popularity), stratum)
+
+
 @dataclass(frozen=True, slots=True)
 class RankTerm:
     """A term of an objective on the order of items.
 
-    Without popularity it knows what it is but cannot be computed.
+    Without items it knows what it is but cannot be computed.
     """
 
     name: str
     spec: RankTermSpec
-    popularity: Tensor | None  # [V] int64: users that are trained on each item
+    items: int | None  # V
+    stratum: Tensor | None  # [V] int64, of terms that have strata
 
     def asks(self) -> tuple[Ask, ...]:
         """The scores of the spec's role, if it has one."""
@@ -43,12 +56,12 @@ class RankTerm:
     def count(self, batch: Batch, signals: Signals) -> Tensor:
         """Pairs, scalar float32."""
         users = users_of(batch)
-        lacking = ~users.owns(len(self._popularity))
+        lacking = ~users.owns(self._items)
         match self.spec:
             case BprSpec(negatives=negatives):
                 pairs = (users.items >= 0).sum(1) * lacking.any(1) * negatives
             case StratifiedPairsSpec(strata=strata, pairs=wanted):
-                number = self._strata(strata)
+                number = self.stratum
                 shares = enumerate(shares_of(wanted, strata))
                 enough = [(lacking & (number == s)).sum(1).ge(2) * share for s, share in shares]
                 pairs = torch.stack(enough)
@@ -71,40 +84,36 @@ class RankTerm:
         with torch.autocast(ours.device.type, enabled=False):
             scores = ours.to(compute_dtype(ours))
             margin = scores.gather(1, drawn.better) - scores.gather(1, drawn.worse)
-            lost = functional.softplus(-margin)
+            lost = -functional.logsigmoid(margin)
             return torch.where(drawn.there, lost, 0.0).sum() + scores.sum() * 0
 
     @torch.no_grad()
     def _drawn(self, batch: Batch, signals: Signals) -> "Drawn":
         users, spec = users_of(batch), self.spec
         key = user_keys(users.number, spec.seed, batch.epoch)
-        owned = users.owns(len(self._popularity))
+        owned = users.owns(self._items)
         if isinstance(spec, BprSpec):
             return bpr_pairs(users.items, owned, key, spec.negatives)
-        assert isinstance(spec, StratifiedPairsSpec)
+        assert isinstance(spec, StratifiedPairsSpec) and self.stratum is not None
         signal = signals[spec.role]
         if not isinstance(signal, DenseSignal):
             raise ValueError(f"{self.name} needs all scores of {spec.role!r}; use encoding full")
         self._check(f"role {spec.role!r}", signal.logits)
         return stratified_pairs(
-            signal.logits, owned, self._strata(spec.strata), key, spec.pairs, spec.decay, spec.kept
+            signal.logits, owned, self.stratum, key, spec.pairs, spec.decay, spec.kept
         )
 
     @property
-    def _popularity(self) -> Tensor:
-        if self.popularity is None:
-            raise ValueError(f"{self.name} needs the popularity of items, which nobody has given")
-        return self.popularity
-
-    def _strata(self, strata: int) -> Tensor:
-        return strata_of(self._popularity, strata)
+    def _items(self) -> int:
+        if self.items is None:
+            raise ValueError(f"{self.name} needs the popularity of items, and none has been given")
+        return self.items
 
     def _check(self, who: str, scores: Tensor) -> None:
-        items = len(self._popularity)
-        if scores.shape[1] != items:
+        if scores.shape[1] != self._items:
             raise ValueError(
-                f"{self.name}: {who} scores {scores.shape[1]} items, and the data have {items}; "
-                "use models of as many"
+                f"{self.name}: {who} scores {scores.shape[1]} items, and the data have "
+                f"{self._items}; use models of as many"
             )
 
 

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 
-from ..specs.ranking import BprSpec, StratifiedPairsSpec
+from ..specs.ranking import BprSpec, StratifiedPairsSpec, check_pairs
 from ..specs.schedules import extremes
 from ..specs.terms import TermSpec
 from .base import Recipe, Weight
@@ -31,6 +31,11 @@ class UnKD(Recipe):
     """Ranks after which an item is drawn e times less often."""
     kept: Annotated[int, Field(ge=2)] = 1000
     """Items of a user and stratum that are looked at, the role's best."""
+
+    @model_validator(mode="after")
+    def _every_stratum_has_a_pair(self) -> "UnKD":
+        check_pairs(self.pairs, self.strata)
+        return self
 
     def terms(self) -> list[TermSpec]:
         taught = StratifiedPairsSpec(

@@ -60,9 +60,14 @@ class StratifiedPairsSpec(RankTermSpec):
 
     @model_validator(mode="after")
     def _every_stratum_has_a_pair(self) -> "StratifiedPairsSpec":
-        if self.pairs < self.strata:
-            raise ValueError(
-                f"pairs is {self.pairs}, and strata {self.strata}, so that some would have none; "
-                f"set pairs to {self.strata} or more"
-            )
+        check_pairs(self.pairs, self.strata)
         return self
+
+
+def check_pairs(pairs: int, strata: int) -> None:
+    """Every stratum has a pair, or ValueError."""
+    if pairs < strata:
+        raise ValueError(
+            f"pairs is {pairs}, and strata is {strata}, so that some would have none; set pairs to "
+            f"{strata} or more"
+        )
