@@ -230,7 +230,7 @@ def ranks(size: Tensor, first: Tensor, second: Tensor, decay: float) -> tuple[Te
         size: [N, 1]; below 2 the result means nothing.
         first: [N, M] float64 in (0, 1), which draws the difference.
         second: [N, M] float64 in (0, 1), which draws the smaller rank.
-        decay: above 0.
+        decay: from 0.01 to 10,000, between which the sums below stay numbers.
     """
     n = size.clamp_min(2).to(torch.float64)
     q = torch.exp(torch.tensor(-1.0 / decay, dtype=torch.float64, device=size.device))

@@ -114,7 +114,8 @@ class LightGCN(nn.Module):
         """[U, d] and [V, d]: the mean over layers, each the last one's sum over neighbours."""
         user, item = self.edges
         ours, theirs = self.user_vectors, self.item_vectors
-        weight = (_degrees(user, ours) * _degrees(item, theirs)).rsqrt().unsqueeze(1)
+        weight = (_degrees(user, len(ours)) * _degrees(item, len(theirs))).rsqrt()
+        weight = weight.to(ours.dtype).unsqueeze(1)
         summed = [ours, theirs]
         for _ in range(self._layers):
             ours, theirs = (
@@ -125,9 +126,9 @@ class LightGCN(nn.Module):
         return summed[0] / (self._layers + 1), summed[1] / (self._layers + 1)
 
 
-def _degrees(ends: Tensor, vectors: Tensor) -> Tensor:
-    """[E]: edges at the end of each edge."""
-    return torch.bincount(ends, minlength=len(vectors))[ends].to(vectors.dtype)
+def _degrees(ends: Tensor, nodes: int) -> Tensor:
+    """[E] float64: edges at the end of each edge."""
+    return torch.bincount(ends, minlength=nodes)[ends].double()
 
 
 def _table(path: str, format: Mapping[str, Any], held_out: float) -> Table:

@@ -27,7 +27,7 @@ class UnKD(Recipe):
     """Groups of items of about equally many interactions (paper: 2 to 4); 1: not unbiased."""
     pairs: PositiveInt = 30
     """Pairs a user, evenly over the strata."""
-    decay: Annotated[float, Field(gt=0, le=10_000)] = 20.0
+    decay: Annotated[float, Field(ge=0.01, le=10_000)] = 20.0
     """Ranks after which an item is drawn e times less often."""
     kept: Annotated[int, Field(ge=2)] = 1000
     """Items of a user and stratum that are looked at, the role's best."""

@@ -49,7 +49,7 @@ class StratifiedPairsSpec(RankTermSpec):
     pairs: PositiveInt = 30
     """Pairs a user, evenly over the strata; a stratum in which a user lacks fewer than two items
     gives none."""
-    decay: Annotated[float, Field(gt=0, le=10_000)] = 20.0
+    decay: Annotated[float, Field(ge=0.01, le=10_000)] = 20.0
     """Ranks after which an item is drawn e times less often."""
     kept: Annotated[int, Field(ge=2)] = 1000
     """Items of a user and stratum that are looked at, the role's best."""
