@@ -14,7 +14,7 @@ counts = st.lists(st.integers(0, 50), min_size=1, max_size=40)
 
 
 @given(counts, st.data())
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 def test_strata_are_runs_of_the_items_by_popularity_cut_nearest_to_equal_parts(
     found: list[int], data: st.DataObject
 ) -> None:
@@ -35,7 +35,7 @@ def test_strata_are_runs_of_the_items_by_popularity_cut_nearest_to_equal_parts(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 12), st.integers(4, 20), st.integers(0, 5), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 def test_no_cut_and_no_order_of_rows_changes_a_sum_or_a_gradient(
     seed: int, users: int, items: int, epoch: int, data: st.DataObject
 ) -> None:
@@ -61,7 +61,7 @@ def test_no_cut_and_no_order_of_rows_changes_a_sum_or_a_gradient(
 
 
 @given(st.integers(0, 2**31), st.integers(1, 10), st.integers(3, 12), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=30)
 def test_lists_measured_in_parts_are_those_measured_whole(
     seed: int, users: int, items: int, data: st.DataObject
 ) -> None:
