@@ -41,6 +41,13 @@ DIGITS = {
 }
 """The source of an example of classifiers."""
 
+RANKED = {
+    "kind": "csv",
+    "path": "interactions.csv",
+    "format": {"kind": "interactions", "leave_one_out": True},
+}
+"""The source of an example about the items of users."""
+
 Name = Annotated[str | None, typer.Argument(help="One of them, explained.", metavar="[NAME]")]
 
 
@@ -72,7 +79,8 @@ def example(name: str) -> dict[str, Any]:
     task: dict[str, Any] = {}
     data: dict[str, Any] = {"sources": [source], "context": 256}
     if RECIPES[name].of_classifiers:
-        task, data = {"task": "classifier"}, {"sources": [DIGITS]}
+        source = RANKED if recipe.ranks_items else DIGITS
+        task, data = {"task": "classifier"}, {"sources": [source]}
     return {
         "name": name.replace("_", "-"),
         "student": {"path": "models/student", **task},
@@ -112,9 +120,11 @@ def explained(name: str) -> Iterator[str]:
     yield f"Expands   to {terms}"
     if any(what == "logits" for _, what in recipe.asks):
         told = ", ".join(f"{kind} {size:,}" for kind, size in _bytes(recipe).items())
+        of_text = RoleSpec.model_fields["encoding"].default.kind
+        default = "full" if recipe.ranks_items else of_text
         yield (
             f"Bytes     a position and role, for {SHOWN.vocabulary:,} entries and a width of "
-            f"{SHOWN.width:,}: {told}; default {RoleSpec.model_fields['encoding'].default.kind}"
+            f"{SHOWN.width:,}: {told}; default {default}"
         )
     yield ""
     yield "Fields"

@@ -6,7 +6,6 @@ Loads each model once on the CPU and runs it on a few tokens or on two empty sam
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from orchestrator.data import inputs_of, reading_of
@@ -58,14 +57,13 @@ def _inside(job: JobSpec, spec: ModelSpec, tokenizer: str | None, field: str) ->
 def _of_classifier(job: JobSpec, loaded: Loaded) -> Inside:
     reading = reading_of(job.data)
     assert reading is not None  # of a classifier's data
-    if reading.input is not None and reading.shape is None:
+    if reading.probe is None:
         raise SpecError(
             "data.sources.*.format.shape",
             "is absent, so nobody knows how many numbers a sample has",
             "Give it, for numbers in a row as [n]",
         )
-    words = 3 if reading.shape is None else int(np.prod(reading.shape))
-    arrays = inputs_of(reading, [np.zeros(words, np.int32)] * 2, words)
+    arrays = inputs_of(reading, [reading.probe] * 2, len(reading.probe))
     inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return inside_classifier(loaded.module, inputs)
 

@@ -29,12 +29,15 @@ class Batch:
     Causal models: `inputs` are `input_ids` and `position_ids`, [R, T] int64, the latter restarting
     at 0 in each sample; targets are shifted once, at collation: `targets[r, t]` is what position t
     predicts. Classifiers: T is 1, a row is one sample and its target the class; `inputs` are
-    `input_ids` and `attention_mask` of text, or one float32 tensor [R, ...] of features.
+    `input_ids` and `attention_mask` of text, or one float32 tensor [R, ...] of features. Rankers
+    are classifiers whose samples are users and whose classes are items: `inputs` are `users`, [R]
+    int64, and `items`, [R, most] int64, what each user is trained on, rising, -1 past its end.
     """
 
     inputs: Mapping[str, Tensor]  # keyword arguments of the model
     targets: Tensor  # [R, T] int64; IGNORED where no loss is borne
     sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
+    epoch: int = 0  # of what is drawn anew in each; 0 outside training
 
     @property
     def mask(self) -> Tensor:

@@ -25,6 +25,7 @@ from .measuring import Wanted, measure
 from .pairs import Pairs
 from .parts import Part
 from .progress import Progress
+from .rankers import rank_term
 from .specs import (
     AdaptiveSchedule,
     CrossEntropySpec,
@@ -36,6 +37,7 @@ from .specs import (
     MeasureTerm,
     Number,
     ObjectiveSpec,
+    RankTermSpec,
     RoleTerm,
     TermSpec,
 )
@@ -51,13 +53,17 @@ Known = Mapping[Wanted, Tensor]
 _PART_FIELDS = {field.name for field in fields(Part)}
 
 
-def build_objective(spec: ObjectiveSpec, pairs: Pairs | None = None) -> "Objective":
+def build_objective(
+    spec: ObjectiveSpec, pairs: Pairs | None = None, popularity: Tensor | None = None
+) -> "Objective":
     """The callables of a spec.
 
     Args:
         spec: what to learn.
         pairs: the layers of each term that looks inside; without them such terms cannot be
             computed.
+        popularity: [V] int64: users that are trained on each item; without it terms on the order
+            of items cannot be computed.
     """
     pairs = pairs or {}
     terms: list[VocabularyTerm] = []
@@ -67,6 +73,8 @@ def build_objective(spec: ObjectiveSpec, pairs: Pairs | None = None) -> "Objecti
     for name, term in zip(spec.names, spec.terms, strict=True):
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
+        elif isinstance(term, RankTermSpec):
+            others.append(rank_term(name, term, popularity))
         elif isinstance(term, FeatureTermSpec):
             own = _imported(term) if isinstance(term, ImportedFeaturesSpec) else None
             features.append(FeatureTerm(name, term, pairs.get(name, ()), own))

@@ -15,6 +15,7 @@ from orchestrator.spec.data import (
     Completion,
     Features,
     Format,
+    Interactions,
     LabelledText,
     Messages,
     PlainText,
@@ -37,13 +38,16 @@ class Encoded:
 def encode(
     tokenizer: TextTokenizer | None, documents: Sequence[Document], format: Format
 ) -> list[Encoded]:
-    """Encode documents of one format, in one batch; `tokenizer` is None for features.
+    """Encode documents of one format, in one batch; `tokenizer` is None for features
+    and users.
 
     Raises:
         SpecError: a chat template is missing, or refuses a document.
     """
     if isinstance(format, Features):
         return [_features(cast(np.ndarray, d.content)) for d in documents]
+    if isinstance(format, Interactions):
+        return [_user(cast(np.ndarray, d.content)) for d in documents]
     assert tokenizer is not None  # the job's validators: every other format reads text
     match format:
         case LabelledText():
@@ -97,6 +101,10 @@ def _labelled(tokenizer: TextTokenizer, texts: list[str]) -> list[Encoded]:
 
 def _features(numbers: np.ndarray) -> Encoded:
     return Encoded(numbers.astype(np.float32).view(np.int32), np.zeros(len(numbers), bool))
+
+
+def _user(words: np.ndarray) -> Encoded:
+    return Encoded(words, np.zeros(len(words), bool))
 
 
 def _completions(tokenizer: TextTokenizer, contents: list[tuple[str, str]]) -> list[Encoded]:

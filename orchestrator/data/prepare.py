@@ -15,7 +15,10 @@ import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+import numpy as np
+
 from orchestrator.errors import SpecError
+from orchestrator.interactions import held_out_of, trained_of
 from orchestrator.spec.data import DataSpec
 
 from .corrupt import corrupted
@@ -42,7 +45,7 @@ class Counts:
     """What became of the documents; kept with the data."""
 
     documents: int = 0
-    held_out_documents: int = 0
+    held_out_documents: int = 0  # users with held-out items
     samples: int = 0
     tokens: int = 0
     learned: int = 0  # tokens of train samples that bear loss
@@ -61,7 +64,21 @@ class TokenData:
     held_out: SampleStore
     counts: Counts
     folder: Path
-    classes: int  # of classified samples: those named, or one more than the largest label; else 0
+    classes: int  # of classified samples: those named, or one more than the largest label; items
+    # of users; else 0
+
+    @property
+    def edges(self) -> np.ndarray:
+        """[2, E] int64: user and item of all interactions that are trained on, in order."""
+        samples = [self.train.tokens(index) for index in range(len(self.train))]
+        items = [trained_of(sample) for sample in samples]
+        users = np.repeat([sample[0] for sample in samples], [len(own) for own in items])
+        return np.stack([users, np.concatenate(items)]).astype(np.int64)
+
+    @property
+    def popularity(self) -> np.ndarray:
+        """[items] int64: how many users are trained on each item; of interactions."""
+        return np.bincount(self.edges[1], minlength=self.classes)
 
 
 def prepare(spec: DataSpec, tokenizer_folder: str | None, cache_folder: str) -> TokenData:
@@ -153,7 +170,7 @@ def _write(
     encoded = encoded_documents(documents, spec.formats, tokenizer, tokenizer_folder, spec.workers)
     with StoreWriter(folder / "train") as train, StoreWriter(folder / "held_out") as held_out:
         for document, tokens in encoded:
-            apart = is_held_out(document.id, spec.held_out)
+            apart = not spec.ranks_items and is_held_out(document.id, spec.held_out)
             samples = _samples(document, tokens, spec)
             counts.documents += 1
             counts.held_out_documents += apart
@@ -176,6 +193,9 @@ def _write(
                     )
                 ids.add(sample.id)
                 (held_out if apart else train).add(kept)
+                if spec.ranks_items and len(held_out_of(kept.tokens)):
+                    held_out.add(kept)  # the same words, so that roles are asked about them once
+                    counts.held_out_documents += 1
                 counts.samples += 1
                 counts.tokens += len(sample.tokens)
                 counts.learned += 0 if apart else learned

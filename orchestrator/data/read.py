@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from orchestrator.errors import SpecError
+from orchestrator.interactions import table_of, words_of
 from orchestrator.spec.data import (
     Completion,
     DataSpec,
     Features,
     Format,
     ImportSource,
+    Interactions,
     LabelledText,
     Messages,
     PlainText,
@@ -29,7 +31,8 @@ from .classified import features_of, label_of
 from .sources import open_source
 
 Content = str | tuple[str, str] | list[dict[str, Any]] | np.ndarray
-"""A text; a (prompt, completion) pair; messages with at least a role each; [n] float32 features."""
+"""A text; a (prompt, completion) pair; messages with at least a role each; [n] float32 features;
+[n] int32 words of a user (`orchestrator.interactions`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +49,15 @@ def read_documents(spec: DataSpec) -> Iterator[Document]:
     """The documents of all sources, in order, up to `max_documents`.
 
     An id that an earlier source already used gets `@<source index>` appended; twice in one source
-    is refused.
+    is refused. Of interactions the documents are the users, by name.
 
     Raises:
         SpecError: a source is missing, empty or malformed, an id repeats, or features differ in
             number.
     """
+    format = spec.formats[0]
+    if isinstance(format, Interactions):
+        return _users(spec, format)
     documents = islice(_all(spec), spec.max_documents)
     return documents if spec.reads_text else _alike(documents)
 
@@ -73,6 +79,15 @@ def _all(spec: DataSpec) -> Iterator[Document]:
             yield Document(name, _content(record, format, field, name), index, label)
         if empty:
             raise SpecError(field, "gives no document", "Remove the source or fill it")
+
+
+def _users(spec: DataSpec, format: Interactions) -> Iterator[Document]:
+    """A document a user; what there is of one is known once all records are read."""
+    field = "data.sources.0"
+    table = table_of(open_source(spec.sources[0], field), format, spec.held_out, field)
+    for number, user in enumerate(table.users):
+        _check_text(user.name, field, f"user {user.name!r}")
+        yield Document(user.name, words_of(number, user), 0, 0)
 
 
 def _alike(documents: Iterator[Document]) -> Iterator[Document]:
@@ -117,6 +132,8 @@ def _content(record: Mapping[str, Any], format: Format, field: str, name: str) -
             )
         case Messages():
             return _messages(record, format.field, field, name)
+        case Interactions():
+            raise TypeError("interactions are read together, by user")
 
 
 def _text(record: Mapping[str, Any], column: str, field: str, name: str) -> str:

@@ -1,7 +1,8 @@
 """How a classified sample's words become a model's inputs, for student and served roles alike.
 
-A word is 32 bits: a token id of a text, or a float32 of features. So whatever stores, sends or
-hashes a sample knows one kind only, and here alone the words are told apart. Numpy only.
+A word is 32 bits: a token id of a text, a float32 of features, or the number of a user or item. So
+whatever stores, sends or hashes a sample knows one kind only, and here alone the words are told
+apart. Numpy only.
 
 Shape letters: R rows (samples), n words of a sample.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.interactions import trained_of
 from orchestrator.spec.data import DataSpec, Features
 
 
@@ -22,13 +24,26 @@ class Reading:
     """Argument of the model that takes features; None: the words are a text's token ids."""
     shape: tuple[int, ...] | None = None
     """Of one sample's features; None: all in a row."""
+    ranks_items: bool = False
+    """The words are a user's, with the items; both other fields are None."""
 
     @property
     def label(self) -> str:
         """The same for readings that give a model the same."""
+        if self.ranks_items:
+            return "interactions"
         if self.input is None:
             return "text"
         return f"{self.input}[{','.join(map(str, self.shape or ()))}]"
+
+    @property
+    def probe(self) -> np.ndarray | None:
+        """Words of a sample to try a model on; None: nobody says how many numbers one has."""
+        if self.ranks_items:
+            return np.array([0, 1, 0], np.int32)
+        if self.input is not None and self.shape is None:
+            return None
+        return np.arange(3 if self.shape is None else int(np.prod(self.shape)), dtype=np.int32) % 2
 
 
 def reading_of(spec: DataSpec) -> Reading | None:
@@ -36,6 +51,8 @@ def reading_of(spec: DataSpec) -> Reading | None:
     if spec.task == "causal_lm":
         return None
     first = spec.formats[0]
+    if spec.ranks_items:
+        return Reading(ranks_items=True)
     if not isinstance(first, Features):
         return Reading()
     return Reading(first.input_name, None if first.shape is None else tuple(first.shape))
@@ -54,11 +71,14 @@ def inputs_of(
     Returns:
         Text: `input_ids` and `attention_mask`, int64 [R, longest], padded on the right. An empty
         row attends to its first padding: attention over nothing is no number. Features: float32
-        [R, *shape], zeros in empty rows.
+        [R, *shape], zeros in empty rows. Users: `users` int64 [R], and `items` int64 [R, most],
+        those each is trained on, rising and -1 past their end; an empty row is user 0 without any.
 
     Raises:
         ValueError: a sample has another number of words than the others, or than the shape.
     """
+    if reading.ranks_items:
+        return _users(samples)
     if reading.input is None:
         return _text(samples)
     shape = (words,) if reading.shape is None else reading.shape
@@ -72,6 +92,15 @@ def inputs_of(
     for row, sample in zip(rows, samples, strict=True):
         row[: len(sample)] = sample
     return {reading.input: rows.view(np.float32).reshape(len(samples), *shape)}
+
+
+def _users(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    users = np.array([sample[0] if len(sample) else 0 for sample in samples], np.int64)
+    trained = [trained_of(sample) for sample in samples]
+    items = np.full((len(samples), max([1, *map(len, trained)])), -1, np.int64)
+    for row, own in zip(items, trained, strict=True):
+        row[: len(own)] = own
+    return {"users": users, "items": items}
 
 
 def _text(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator import interactions
 from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.spec.data import (
     Completion,
@@ -22,6 +23,7 @@ from orchestrator.spec.data import (
     Format,
     GeneratedSource,
     ImportSource,
+    Interactions,
     JsonlSource,
     LabelledText,
     Messages,
@@ -96,6 +98,8 @@ def columns_of(format: Format) -> tuple[str, ...]:
         case Features():
             fields = [format.fields] if isinstance(format.fields, str) else format.fields
             return (*fields, *_label(format))
+        case Interactions():
+            return interactions.columns_of(format)
 
 
 def _label(format: LabelledText | Features) -> tuple[str, ...]:

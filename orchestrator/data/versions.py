@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.interactions import held_out_of, trained_of
 from orchestrator.spec.data import DataSpec, Messages
 
 from .format import required_chat
@@ -41,6 +42,7 @@ class Digest:
             "chat": asdict(required_chat(tokenizer)) if tokenizer is not None and chat else None,
         }
         self._formats = [format.kind for format in spec.formats]
+        self._ranks_items = spec.ranks_items
         self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         self.classes = len(getattr(spec.formats[0], "classes", None) or ())
 
@@ -48,13 +50,20 @@ class Digest:
         """The same documents; `version` and `classes` are right once all have passed."""
         for document in documents:
             content = document.content
-            features = content.astype("<f4").tobytes() if isinstance(content, np.ndarray) else b""
+            features = _bytes_of(content) if isinstance(content, np.ndarray) else b""
             entry = [document.id, self._formats[document.source], document.label]
             entry.append(len(features) if features else content)
             self._hash.update(json.dumps(entry, sort_keys=True, default=str).encode() + b"\n")
             self._hash.update(features)
-            self.classes = max(self.classes, document.label + 1)
+            self.classes = max(self.classes, self._classes_of(document))
             yield document
+
+    def _classes_of(self, document: Document) -> int:
+        """As many as the document shows that there are."""
+        words = document.content
+        if not self._ranks_items or not isinstance(words, np.ndarray):
+            return document.label + 1
+        return 1 + int(max(trained_of(words).max(), held_out_of(words).max(initial=0)))
 
     @property
     def version(self) -> str:
@@ -72,6 +81,10 @@ def quick_key(spec: DataSpec, tokenizer_folder: str | None) -> str | None:
         stats.append(_stats(files))
     described = [LAYOUT, spec.model_dump(mode="json", exclude={"packing", "workers"}), stats]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def _bytes_of(words: np.ndarray) -> bytes:
+    return words.astype("<i4" if words.dtype.kind == "i" else "<f4").tobytes()
 
 
 def _tokenizer_files(folder: str) -> list[Path]:

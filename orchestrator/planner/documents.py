@@ -21,6 +21,7 @@ from orchestrator.spec.data import (
     Format,
     GeneratedSource,
     ImportSource,
+    Interactions,
     JsonlSource,
     LabelledText,
     ParquetSource,
@@ -168,6 +169,9 @@ def _named(format: Format) -> list[tuple[str, str]]:
         case Features():
             fields = [format.fields] if isinstance(format.fields, str) else format.fields
             return [*(("fields", name) for name in fields), *_label(format)]
+        case Interactions():
+            named = ("user", format.user), ("item", format.item), ("time", format.time)
+            return [(key, name) for key, name in named if name is not None]
         case LabelledText():
             return [("field", format.field), *_label(format)]
         case _:

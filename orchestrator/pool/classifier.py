@@ -57,11 +57,12 @@ class ClassifierEngine:
 
         self._loaded, self._reading = loaded, reading
         self._device = input_device(loaded.module)
-        if reading.input is not None:
+        reads_text = reading.input is None and not reading.ranks_items
+        if not reads_text:
             self._words = FEATURE_WORDS
         else:
             self._words = CPU_TOKENS if self._device.type == "cpu" else GPU_TOKENS
-        alone = deterministic or (reading.input is None and loaded.made is not None)
+        alone = deterministic or (reads_text and loaded.made is not None)
         if alone:
             self._words = 1
         # The last bits of an answer depend on these, and a cache must not mix them.
@@ -85,11 +86,9 @@ class ClassifierEngine:
 
         from orchestrator.models.capture import Inside, inside_classifier
 
-        shape = self._reading.shape
-        if self._reading.input is not None and shape is None:
+        if self._reading.probe is None:
             return Inside()
-        words = 3 if shape is None else int(np.prod(shape))
-        inputs = self._inputs([np.arange(words, dtype=np.int32) % 2] * 2)
+        inputs = self._inputs([self._reading.probe] * 2)
         with torch.inference_mode():
             return inside_classifier(self._loaded.module, inputs)
 

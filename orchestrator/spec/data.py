@@ -11,6 +11,7 @@ from .formats import (
     Completion,
     Features,
     Format,
+    Interactions,
     LabelledText,
     Messages,
     PlainText,
@@ -38,6 +39,7 @@ __all__ = [
     "Format",
     "GeneratedSource",
     "ImportSource",
+    "Interactions",
     "JsonlSource",
     "LabelledText",
     "Messages",
@@ -95,7 +97,8 @@ class DataSpec(Spec):
     """Documents -> samples that fit the context -> rows packed from samples.
 
     Formats `labelled_text` and `features` give a classifier's samples: one a row, without packing;
-    text beyond the context is cut off, and features know no context.
+    text beyond the context is cut off, and features know no context. Format `interactions` gives a
+    ranker's: a row is a user.
     """
 
     sources: Annotated[list[Source], Field(min_length=1)]
@@ -107,7 +110,8 @@ class DataSpec(Spec):
     long_documents: Literal["split", "truncate", "drop"] = "split"
     """What becomes of documents beyond the context; a classifier's are truncated by default."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of documents held out, chosen by a hash of the document's id."""
+    """Share of documents held out, chosen by a hash of the document's id; of interactions, share of
+    each user's."""
     max_documents: PositiveInt | None = None
     workers: PositiveInt = 1
     """Processes that tokenise."""
@@ -133,7 +137,22 @@ class DataSpec(Spec):
     @property
     def reads_text(self) -> bool:
         """Whether a tokenizer is needed."""
-        return not isinstance(self.formats[0], Features)
+        return not isinstance(self.formats[0], Features | Interactions)
+
+    @property
+    def has_features(self) -> bool:
+        """Whether a sample is numbers, which can be blended."""
+        return isinstance(self.formats[0], Features)
+
+    @property
+    def instead_of_labels(self) -> str:
+        """What a format without labels has in their place, for messages."""
+        return "the items of each user" if self.ranks_items else "label: null"
+
+    @property
+    def ranks_items(self) -> bool:
+        """Whether a sample is a user, and a class an item."""
+        return isinstance(self.formats[0], Interactions)
 
     @property
     def row_tokens(self) -> int | None:
@@ -142,16 +161,23 @@ class DataSpec(Spec):
 
     @property
     def has_labels(self) -> bool:
-        """Whether samples have targets of their own: a text always has."""
+        """Whether samples have one target each: a text always has, a user's items are many."""
         first = self.formats[0]
-        return not (isinstance(first, LabelledText | Features) and first.label is None)
+        return not self.ranks_items and not (
+            isinstance(first, LabelledText | Features) and first.label is None
+        )
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_classifiers(cls, raw: Any) -> Any:
         sources = raw.get("sources") if isinstance(raw, dict) else None
-        if isinstance(sources, list) and any(_raw_kind(source) in CLASSIFIED for source in sources):
-            return {"packing": False, "long_documents": "truncate", **raw}
+        if isinstance(sources, list) and any(
+            _raw(source, "format", "kind") in CLASSIFIED for source in sources
+        ):
+            defaults: dict[str, Any] = {"packing": False, "long_documents": "truncate"}
+            if any(_raw(source, "format", "leave_one_out") for source in sources):
+                defaults["held_out"] = 0.0
+            return {**defaults, **raw}
         return raw
 
     @model_validator(mode="after")
@@ -194,7 +220,35 @@ class DataSpec(Spec):
             )
         if not self.reads_text and self.workers > 1:
             raise refusal(
-                "workers", f"is {self.workers}, and features are not tokenised", "Remove it"
+                "workers",
+                f"is {self.workers}, and {self.formats[0].kind} are not tokenised",
+                "Remove it",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _users_are_whole(self) -> "DataSpec":
+        first = self.formats[0]
+        if not isinstance(first, Interactions):
+            return self
+        if len(self.sources) > 1:
+            raise refusal(
+                "sources",
+                f"are {len(self.sources)}, and users and items are numbered over one",
+                "Put all interactions into one source",
+            )
+        if first.leave_one_out and self.held_out > 0:
+            raise refusal(
+                "held_out",
+                f"is {self.held_out:g} beside leave_one_out, which alone says what is held out",
+                "Remove one of them",
+            )
+        cut = "max_documents" if self.max_documents is not None else None
+        if cut or self.corrupt != CorruptionSpec():
+            raise refusal(
+                cut or "corrupt",
+                "leaves users out, whose held-out items would be measured all the same",
+                "Remove it, and leave them out of the source",
             )
         return self
 
@@ -211,10 +265,8 @@ class DataSpec(Spec):
         return self
 
 
-def _raw_kind(source: Any) -> Any:
-    """The format's kind in a source as written, or as made in Python."""
-
-    def get(holder: Any, name: str) -> Any:
-        return holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
-
-    return get(get(source, "format"), "kind")
+def _raw(holder: Any, *path: str) -> Any:
+    """A field of what is written, or made in Python; None where there is none."""
+    for name in path:
+        holder = holder.get(name) if isinstance(holder, dict) else getattr(holder, name, None)
+    return holder

@@ -179,6 +179,28 @@ class ObjectiveLossSpec(DiagnosticBase):
         return True
 
 
+class RankingSpec(DiagnosticBase):
+    """How well held-out items are ranked, overall and by popularity, and what is recommended.
+
+    Of format `interactions` only. A user's list is the best of the items the user is not trained
+    on. Recall and NDCG are means over users; `listed` is a stratum's share of the entries of all
+    lists. arXiv:2211.14729.
+    """
+
+    kind: Literal["ranking"]
+    cutoffs: Annotated[list[PositiveInt], Field(min_length=1)] = [10]
+    """Lengths of the list."""
+    strata: PositiveInt = 2
+    """Groups of items of about equally many interactions, the most popular first."""
+    role: str | None = None
+    """Served role that is measured beside the student; absent: none."""
+
+    @property
+    def asked(self) -> tuple[str | None, ...]:
+        """The role, if it is named."""
+        return () if self.role is None else (self.role,)
+
+
 DiagnosticSpec = Annotated[
     GradientNoiseSpec
     | GradientNormSpec
@@ -186,6 +208,7 @@ DiagnosticSpec = Annotated[
     | FidelitySpec
     | PrecisionRecallSpec
     | InputGradientsSpec
-    | ObjectiveLossSpec,
+    | ObjectiveLossSpec
+    | RankingSpec,
     Field(discriminator="kind"),
 ]

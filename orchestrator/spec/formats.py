@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from strategies.specs import Spec
 
@@ -76,8 +76,40 @@ class Features(_Classified):
         return self.input or ("pixel_values" if image else "features")
 
 
+class Interactions(Spec):
+    """A record is an interaction of a user with an item, a sample a user with all of theirs.
+
+    All users are trained on; of each, interactions are held out: the share `data.held_out`, chosen
+    by a hash, or one. A user always keeps one, and a pair that comes again counts once.
+    """
+
+    kind: Literal["interactions"]
+    user: str = "user"
+    """The field of the user's name or number."""
+    item: str = "item"
+    """The field of the item's."""
+    leave_one_out: bool = False
+    """Hold out one interaction of each user that has two: the latest by `time`, without it one
+    chosen by a hash. `data.held_out` is then 0."""
+    time: str | None = None
+    """The field of a number that orders a user's interactions."""
+    seed: NonNegativeInt = 0
+    """Of the choice of what is held out."""
+
+    @model_validator(mode="after")
+    def _time_has_an_effect(self) -> "Interactions":
+        if self.time is not None and not self.leave_one_out:
+            raise refusal(
+                "time",
+                f"is {self.time!r}, and only leave_one_out looks at it",
+                "Remove it, or set leave_one_out to true",
+            )
+        return self
+
+
 Format = Annotated[
-    PlainText | Messages | Completion | LabelledText | Features, Field(discriminator="kind")
+    PlainText | Messages | Completion | LabelledText | Features | Interactions,
+    Field(discriminator="kind"),
 ]
-CLASSIFIED = ("labelled_text", "features")
+CLASSIFIED = ("labelled_text", "features", "interactions")
 """Kinds of formats that give a classifier's samples."""

@@ -24,13 +24,14 @@ from strategies.specs import (
     CountingSchedule,
     InputGradientsSpec,
     ObjectiveSpec,
+    RankTermSpec,
     Spec,
     extremes,
 )
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
-from .diagnostics import DiagnosticSpec
+from .diagnostics import DiagnosticSpec, RankingSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
@@ -408,7 +409,7 @@ class JobSpec(Spec):
             if model.tokenizer is not None and not self.data.reads_text:
                 raise refusal(
                     f"{field}.tokenizer",
-                    f"is {model.tokenizer!r}, and features are not tokenised",
+                    f"is {model.tokenizer!r}, and {self.data.formats[0].kind} are not tokenised",
                     "Remove it",
                 )
         if task == "classifier" and self.evaluation.generate is not None:
@@ -418,20 +419,33 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _items_are_there(self) -> "JobSpec":
+        for index, term in enumerate(self.objective.terms):
+            if isinstance(term, RankTermSpec) and not self.data.ranks_items:
+                raise refusal(
+                    f"objective.terms.{index}.kind",
+                    f"is {term.kind}, which learns an order of items, and the data's format is "
+                    f"{self.data.formats[0].kind}",
+                    "Give the data format interactions, or remove the term",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _labels_are_there(self) -> "JobSpec":
         for index, term in enumerate(self.objective.terms):
             if term.needs_labels and not self.data.has_labels:
                 raise refusal(
                     f"objective.terms.{index}.kind",
                     f"is {term.kind}, which learns from labels, and the data's format has "
-                    "label: null",
+                    f"{self.data.instead_of_labels}",
                     "Name the label's field in data.sources.*.format, or remove the term",
                 )
         select = self.objective.select
         if select is not None and select.measure in OF_LABELS and not self.data.has_labels:
             raise refusal(
                 "objective.select.measure",
-                f"is {select.measure}, which reads labels, and the data's format has label: null",
+                f"is {select.measure}, which reads labels, and the data's format has "
+                f"{self.data.instead_of_labels}",
                 "Choose another measure",
             )
         return self
@@ -579,10 +593,11 @@ class JobSpec(Spec):
                 f"is {between.mix:g}: nobody has labelled a blend, and pool is none",
                 "Remove it, or give a pool",
             )
-        if condense and between.mix is not None and self.data.reads_text:
+        if condense and between.mix is not None and not self.data.has_features:
+            what = "users" if self.data.ranks_items else "texts"
             raise refusal(
                 "objective.between_epochs.mix",
-                f"is {between.mix:g}, and texts cannot be blended",
+                f"is {between.mix:g}, and {what} cannot be blended",
                 "Remove it",
             )
         return self
@@ -639,8 +654,9 @@ class JobSpec(Spec):
 
 def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
     """Why a student cannot be differentiated twice: field, problem, remedy. None: it can."""
-    if job.data.task != "classifier":
-        return "data.task", "is causal_lm", "Use a classifier, or remove the term"
+    if job.data.task != "classifier" or job.data.ranks_items:
+        what = "ranks items" if job.data.ranks_items else "is text without classes"
+        return "data", what, "Use a classifier of features or texts, or remove the term"
     if job.training.zero == 3:
         return (
             "training.zero",
@@ -677,8 +693,16 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     if spec.needs_labels and not job.data.has_labels:
         return (
             ".kind",
-            f"is {spec.kind}, which reads labels, and the data's format has label: null",
+            f"is {spec.kind}, which reads labels, and the data's format has "
+            f"{job.data.instead_of_labels}",
             "Name the label's field in data.sources.*.format, or remove the diagnostic",
+        )
+    if isinstance(spec, RankingSpec) and not job.data.ranks_items:
+        return (
+            ".kind",
+            f"is {spec.kind}, which looks at the items of users, and the data's format is "
+            f"{job.data.formats[0].kind}",
+            "Give the data format interactions, or remove the diagnostic",
         )
     if spec.needs_gradients and training.zero == 3:
         return (
@@ -693,7 +717,8 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
             f"is {batches}, and training.workers is {training.workers}, which share them evenly",
             f"Set it to {-(-batches // training.workers) * training.workers}",
         )
-    if spec.kind == "input_gradients" and job.data.task != "classifier":
+    of_features = job.data.task == "classifier" and not job.data.ranks_items
+    if spec.kind == "input_gradients" and not of_features:
         return ".kind", "is input_gradients, which classifiers have", "Remove it"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"

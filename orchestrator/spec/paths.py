@@ -7,11 +7,17 @@ from .job import JobSpec
 
 
 def absolute_paths(job: JobSpec) -> JobSpec:
-    """The same job with every local path absolute; hub ids, names and URIs stay as they are."""
+    """The same job with every local path absolute; hub ids, names and URIs stay as they are.
+
+    Of an imported model's arguments, `path` is one where it names a file.
+    """
 
     def model(raw: dict[str, Any]) -> None:
         if raw.get("path"):
             raw["path"] = _absolute(raw["path"])
+        file = raw["arguments"].get("path")
+        if isinstance(file, str) and Path(file).expanduser().is_file():
+            raw["arguments"]["path"] = _absolute(file)
         if raw.get("tokenizer") and Path(raw["tokenizer"]).expanduser().exists():
             raw["tokenizer"] = _absolute(raw["tokenizer"])
 

@@ -7,8 +7,8 @@ from orchestrator.data import NumpyBatch
 from strategies.contract import Batch
 
 
-def to_device(batch: NumpyBatch, device: torch.device) -> Batch:
-    """Arrays -> tensors of the same shapes and types."""
+def to_device(batch: NumpyBatch, device: torch.device, epoch: int = 0) -> Batch:
+    """Arrays -> tensors of the same shapes and types; `epoch` of the training that they are for."""
 
     def tensor(array: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(array).to(device)
@@ -17,4 +17,5 @@ def to_device(batch: NumpyBatch, device: torch.device) -> Batch:
         {name: tensor(array) for name, array in batch.inputs.items()},
         tensor(batch.targets),
         tensor(batch.sample_index),
+        epoch,
     )

@@ -124,7 +124,7 @@ class Feed:
             self.wait_s += time.monotonic() - began
             for _ in signals:
                 self.ledger.count("delivered", pending.epoch, pending.samples)
-            batch = to_device(pending.batch, self._device)
+            batch = to_device(pending.batch, self._device, pending.epoch)
             asked = None
             if self._questions is not None and self._asks_ahead:
                 asked = self._questions.asked(batch, self.store, pending.rows)

@@ -11,7 +11,9 @@ from orchestrator.errors import SpecError
 from orchestrator.models.build import MODEL_ERRORS
 from orchestrator.models.forward import classify, evaluating, input_device
 from orchestrator.models.load import Loaded
+from orchestrator.models.ranking import LightGCN
 from orchestrator.spec import JobSpec
+from strategies.specs import StratifiedPairsSpec
 
 from .batches import to_device
 from .questions import Questions
@@ -35,6 +37,8 @@ def check_classifier(
             f"has {loaded.vocabulary} classes, and the data have {data.classes}",
             "Give the student as many (num_labels of an architecture), or correct the labels",
         )
+    if spec.data.ranks_items:
+        _check_items(spec, data, loaded)
     _check_runs(spec, data, loaded)
     if questions is None:
         return
@@ -51,6 +55,32 @@ def check_classifier(
                 f"roles.{role}",
                 f"reads samples as {found.reads}, and the data's format makes them {reading.label}",
                 "Start the pool with a job of this format, or give the job a pool of its own",
+            )
+
+
+def _check_items(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:
+    """The student scores the data's items and no others, and they are enough for the strata."""
+    if loaded.vocabulary != data.classes:
+        raise SpecError(
+            "student",
+            f"scores {loaded.vocabulary} items, and the data have {data.classes}",
+            f"Give it {data.classes}",
+        )
+    graph, edges = loaded.module, torch.from_numpy(data.edges)
+    if isinstance(graph, LightGCN) and not torch.equal(graph.edges.cpu(), edges):
+        raise SpecError(
+            "student.arguments",
+            f"make a graph of {graph.edges.shape[1]} interactions, and the data train on "
+            f"{edges.shape[1]}, which are not the same",
+            "Give it path, format and held_out of the data",
+        )
+    for index, term in enumerate(spec.objective.terms):
+        if isinstance(term, StratifiedPairsSpec) and term.strata > data.classes:
+            raise SpecError(
+                f"objective.terms.{index}.strata",
+                f"is {term.strata}, and the data have {data.classes} items, of which each stratum "
+                "needs one",
+                f"Set it to {data.classes} or less",
             )
 
 

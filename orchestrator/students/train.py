@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
+
 from orchestrator.data import Order, TokenData, collation, prepare
 from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.evaluation.diagnostics.report import metrics as diagnostic_metrics
@@ -92,7 +94,7 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
 
 def _changing(between: CondenseSpec | HookSpec, job: StudentJob, data: TokenData) -> Changing:
     """Data that change between epochs."""
-    blendable = not job.spec.data.reads_text and job.pool is not None
+    blendable = job.spec.data.has_features and job.pool is not None
     return Changing(between, data.train, blendable=blendable)
 
 
@@ -152,7 +154,10 @@ class Run:
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
-        self.objective = build_objective(spec.objective, pairs=maps.pairs)
+        popularity = None
+        if spec.data.ranks_items:
+            popularity = torch.from_numpy(data.popularity).to(self.engine.device)
+        self.objective = build_objective(spec.objective, maps.pairs, popularity)
         self.stepper = Stepper(self.engine, self.objective, spec.training, owed, watch)
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(

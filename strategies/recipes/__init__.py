@@ -47,6 +47,7 @@ from .taid import Taid
 from .top1_ce import Top1CrossEntropy
 from .total_variation import TotalVariation
 from .universal import Universal
+from .unkd import UnKD
 
 RecipeSpec = Annotated[
     ForwardKL
@@ -87,7 +88,8 @@ RecipeSpec = Annotated[
     | Relational
     | Fsp
     | ObjectiveAdjustment
-    | GradientKD,
+    | GradientKD
+    | UnKD,
     Field(discriminator="kind"),
 ]
 

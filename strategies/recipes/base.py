@@ -10,6 +10,7 @@ from pydantic import ConfigDict
 
 from ..specs.base import Spec
 from ..specs.features import FeatureTermSpec
+from ..specs.ranking import RankTermSpec
 from ..specs.samples import BetweenEpochs, SelectSpec
 from ..specs.schedules import Number, extremes, within
 from ..specs.targets import TargetSpec
@@ -63,6 +64,11 @@ class Recipe(Spec):
             for role in term.served_roles
         ]
         return tuple(dict.fromkeys(asked))
+
+    @property
+    def ranks_items(self) -> bool:
+        """Whether it is about the items of users."""
+        return any(isinstance(term, RankTermSpec) for term in self.terms())
 
     @property
     def needs_labels(self) -> bool:

@@ -23,6 +23,9 @@ from .measures import Measure as Measure
 from .measures import TemperatureBySpec as TemperatureBySpec
 from .measures import WeighBySpec as WeighBySpec
 from .objective import ObjectiveSpec as ObjectiveSpec
+from .ranking import BprSpec as BprSpec
+from .ranking import RankTermSpec as RankTermSpec
+from .ranking import StratifiedPairsSpec as StratifiedPairsSpec
 from .samples import CondenseSpec as CondenseSpec
 from .samples import HookSpec as HookSpec
 from .samples import SelectSpec as SelectSpec

@@ -15,6 +15,7 @@ from .features import (
     SimilarityPreservingSpec,
 )
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
+from .ranking import BprSpec, StratifiedPairsSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
 from .term import DENSE, DENSE_OR_TOPK, ImportPath, TermBase
@@ -355,6 +356,8 @@ TermSpec = Annotated[
     | RelationalSpec
     | InputGradientsSpec
     | ImportedFeaturesSpec
+    | BprSpec
+    | StratifiedPairsSpec
     | MeasureTerm
     | ImportedTerm,
     Field(discriminator="kind"),

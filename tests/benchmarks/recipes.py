@@ -25,7 +25,7 @@ from strategies.contract import Batch, Head, HiddenSignal, Outputs
 from strategies.objective import build_objective
 from strategies.progress import Progress
 from strategies.recipes import RECIPES
-from strategies.specs import FeatureTermSpec, ObjectiveSpec
+from strategies.specs import FeatureTermSpec, ObjectiveSpec, RankTermSpec
 
 VOCABULARY, ROWS, CONTEXT = 4096, 8, 128
 
@@ -59,12 +59,12 @@ def a_batch() -> Batch:
 
 
 def specs() -> dict[str, ObjectiveSpec]:
-    """By recipe, with its defaults; without those that ask for a role's layers as well."""
+    """By recipe, with its defaults; without those about layers of a role, or the items of users."""
     every = {kind: ObjectiveSpec.model_validate({"recipe": {"kind": kind}}) for kind in RECIPES}
     return {
         kind: spec
         for kind, spec in every.items()
-        if not any(isinstance(term, FeatureTermSpec) for term in spec.terms)
+        if not any(isinstance(term, FeatureTermSpec | RankTermSpec) for term in spec.terms)
     }
 
 

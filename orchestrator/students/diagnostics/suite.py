@@ -16,6 +16,7 @@ from orchestrator.spec.diagnostics import (
     ObjectiveLossSpec,
     OmegaSpec,
     PrecisionRecallSpec,
+    RankingSpec,
 )
 from strategies.objective import Objective
 
@@ -23,6 +24,7 @@ from .inputs import measure_input_gradients
 from .noise import measure_noise, measure_norms
 from .objective import measure_objective
 from .positions import measure_omega
+from .ranking import measure_ranking
 from .site import Site, training_rows
 from .texts import measure_fidelity, measure_precision_recall
 from .writing import prompts_of
@@ -65,11 +67,24 @@ def check_diagnostics(job: JobSpec, data: TokenData, crossing: Collection[str]) 
                 f"is {spec.kind}, which looks at held-out data, and there are none",
                 "Raise data.held_out",
             )
+        if isinstance(spec, RankingSpec):
+            _check_lists(spec, data.classes, field)
         if spec.written_tokens and not prompts_of(data.held_out, 1, spec.written_tokens[0]):
             raise SpecError(
                 f"{field}.prompt_tokens",
                 f"is {spec.written_tokens[0]}, and no held-out sample is longer",
                 "Lower it",
+            )
+
+
+def _check_lists(spec: RankingSpec, items: int, field: str) -> None:
+    limits = {"cutoffs": max(spec.cutoffs), "strata": spec.strata}
+    for name, value in limits.items():
+        if value > items:
+            raise SpecError(
+                f"{field}.{name}",
+                f"is {value}, and the data have {items} items",
+                f"Set it to {items} or less",
             )
 
 
@@ -116,4 +131,6 @@ def diagnose(
                 found[spec.title] = measure_fidelity(site, spec, work)
             case PrecisionRecallSpec():
                 found[spec.title] = measure_precision_recall(site, spec, work)
+            case RankingSpec():
+                found[spec.title] = measure_ranking(site, spec, work)
     return found
