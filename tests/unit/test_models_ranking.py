@@ -54,7 +54,7 @@ def imported(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def test_a_factorisation_scores_by_the_product_of_two_vectors() -> None:
-    module = mf(USERS, ITEMS, width=5)
+    module = mf(USERS, ITEMS, width=5).requires_grad_(False)
     users = torch.tensor([2, 0, 2])
     found = classify(module, {"users": users, "items": torch.full((3, 1), -1)})
     for row, user in enumerate(users.tolist()):

@@ -1,5 +1,7 @@
 """Chen et al., arXiv:2211.14729: items are compared within their popularity stratum only."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -9,10 +11,11 @@ from torch import Tensor
 from orchestrator.evaluation.diagnostics.ranking import list_means, list_sums
 from strategies.contract import DenseSignal, Outputs
 from strategies.popularity import strata_of
+from strategies.progress import Progress
 from strategies.rankers import stratified_pairs, user_keys, users_of
 from strategies.specs import ObjectiveSpec
 
-USERS, ITEMS, STRATA = 60, 50, 3
+USERS, ITEMS, STRATA = 80, 80, 3
 
 
 def world(seed: int = 0) -> tuple[Tensor, list[list[int]], Tensor]:
@@ -20,9 +23,9 @@ def world(seed: int = 0) -> tuple[Tensor, list[list[int]], Tensor]:
     make = torch.Generator().manual_seed(seed)
     users, items = (torch.randn(n, 4, generator=make, dtype=torch.float64) for n in (USERS, ITEMS))
     affinity = users @ items.T / 2
-    known = -torch.log1p(torch.arange(ITEMS, dtype=torch.float64))
+    known = -0.5 * torch.log1p(torch.arange(ITEMS, dtype=torch.float64))
     chance = (affinity + known).softmax(1)
-    met = torch.multinomial(chance, 8, generator=make)
+    met = torch.multinomial(chance, 6, generator=make)
     owned = [sorted(row) for row in met.tolist()]
     return affinity, owned, popularity(owned, ITEMS)
 
@@ -72,19 +75,22 @@ def test_the_recipe_is_bpr_beside_the_roles_pairs_and_either_may_be_left_out() -
         kinds(pairs=3, strata=4)
 
 
-def head_share(strata: int) -> float:
+def head_share(**learned: Any) -> float:
     """Share of the lists that the most popular third of interactions takes, after learning.
 
-    A student of 6 numbers a user and item, from the users' own items and the biased role.
+    A student of 6 numbers a user and item; measured from three seeds: 0.20 to 0.21 without a role,
+    0.35 to 0.36 by ordinary ranking, 0.19 to 0.27 with three strata.
     """
-    make = torch.Generator().manual_seed(1)
+    make = torch.Generator().manual_seed(100)
     student = [(0.1 * torch.randn(n, 6, generator=make)).requires_grad_() for n in (USERS, ITEMS)]
-    objective = objective_of(COUNTS, kind="unkd", strata=strata)
-    optimiser = torch.optim.Adam(student, lr=0.03)
+    objective = objective_of(COUNTS, **learned)
+    optimiser = torch.optim.Adam(student, lr=0.05)
     signals = {"teacher": DenseSignal(BIASED.float())}
-    for epoch in range(120):
+    for epoch in range(60):
         batch = batch_of(OWNED, range(USERS), epoch=epoch)
-        scales = {k: 1 / float(v) for k, v in objective.counts(batch, signals).items()}
+        numbers = objective.numbers(Progress(0, 1), objective.start())
+        counts = objective.counts(batch, signals)
+        scales = {k: numbers[f"{k}.weight"] / max(1.0, float(v)) for k, v in counts.items()}
         outputs = Outputs(logits=student[0] @ student[1].T)
         loss, _ = objective.loss(outputs, batch, signals, {}, scales)
         optimiser.zero_grad()
@@ -97,6 +103,9 @@ def head_share(strata: int) -> float:
     return list_means(sums, stratum, [10])["stratum_1"]["listed_at_10"]  # type: ignore[index]
 
 
-def test_from_a_biased_role_strata_take_less_of_the_head_than_ordinary_ranking_does() -> None:
+def test_a_biased_role_amplifies_the_students_bias_and_strata_keep_it_down() -> None:
     """The paper's behaviour, of which the bias alone is asserted: recall need not rise."""
-    assert head_share(STRATA) < head_share(1) - 0.05
+    alone = head_share(kind="unkd", weight=0.0)
+    ordinary, unbiased = (head_share(kind="unkd", strata=strata) for strata in (1, STRATA))
+    assert ordinary > alone + 0.05
+    assert unbiased < ordinary - 0.05
