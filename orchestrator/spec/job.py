@@ -19,7 +19,16 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.specs import CondenseSpec, CountingSchedule, ObjectiveSpec, Spec, extremes
+from strategies.specs import (
+    AdaptiveSchedule,
+    CondenseSpec,
+    CountingSchedule,
+    ObjectiveSpec,
+    Schedule,
+    Spec,
+    extremes,
+    within,
+)
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
@@ -86,7 +95,8 @@ class OptimizerSpec(Spec):
     """AdamW with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat | Annotated[Schedule, within(0.0, float("inf"), open_low=True)] = 1e-3
+    """The peak: a number, or a schedule of it, which `learning_rate` shapes at every step."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
@@ -94,6 +104,16 @@ class OptimizerSpec(Spec):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices only, never to norms and biases."""
+
+    @model_validator(mode="after")
+    def _rate_is_known_beforehand(self) -> "OptimizerSpec":
+        if isinstance(self.lr, AdaptiveSchedule):
+            raise refusal(
+                "lr.kind",
+                f"is {self.lr.kind}, which moves with what a term of the objective measures",
+                "Use a kind that counts steps",
+            )
+        return self
 
 
 class LearningRateSpec(Spec):
@@ -559,15 +579,19 @@ class JobSpec(Spec):
     def _epochs_are_counted_where_they_end_the_job(self) -> "JobSpec":
         if self.training.epochs is not None:
             return self
-        for index, term in enumerate(self.objective.terms):
-            for name, number in term.numbers().items():
-                if isinstance(number, CountingSchedule) and number.per == "epoch":
-                    raise refusal(
-                        f"objective.terms.{index}.{name}.per",
-                        f"is epoch, and training.steps, {self.training.steps}, ends the job in the "
-                        "middle of one",
-                        "Give training.epochs in place of training.steps, or set per to step",
-                    )
+        numbers = {"training.optimizer.lr": self.training.optimizer.lr} | {
+            f"objective.terms.{index}.{name}": number
+            for index, term in enumerate(self.objective.terms)
+            for name, number in term.numbers().items()
+        }
+        for field, number in numbers.items():
+            if isinstance(number, CountingSchedule) and number.per == "epoch":
+                raise refusal(
+                    f"{field}.per",
+                    f"is epoch, and training.steps, {self.training.steps}, ends the job in the "
+                    "middle of one",
+                    "Give training.epochs in place of training.steps, or set per to step",
+                )
         return self
 
     @model_validator(mode="after")
