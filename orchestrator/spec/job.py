@@ -134,6 +134,19 @@ class CheckpointSpec(Spec):
     """Newest checkpoints kept."""
 
 
+class StartSpec(Spec):
+    """A checkpoint of another run: its weights, optimiser, place in the data and random state.
+
+    The job must have that run's student, data, seed, batch, workers and ZeRO stage; what it learns
+    and how fast may be another.
+    """
+
+    run: Annotated[str, Field(min_length=1)]
+    """Run folder or URI."""
+    step: PositiveInt
+    """Optimiser steps that the checkpoint has done; the job goes on with the next."""
+
+
 class TrainingSpec(Spec):
     """How the student is trained."""
 
@@ -161,6 +174,8 @@ class TrainingSpec(Spec):
     """Largest gradient norm; absent: no clipping."""
     gradient_checkpointing: bool = False
     checkpoint: CheckpointSpec = CheckpointSpec()
+    start: StartSpec | None = None
+    """A checkpoint of another run to go on from; absent: the student as it is, at step 0."""
     max_failures: NonNegativeInt = 3
     """Worker deaths after which the job goes on from its last checkpoint."""
     deepspeed: dict[str, Any] = {}
@@ -209,6 +224,17 @@ class TrainingSpec(Spec):
                 f"is {self.steps}, below one checkpoint (checkpoint.every_steps is "
                 f"{self.checkpoint.every_steps}), so a failure would lose everything",
                 f"Set training.checkpoint.every_steps to {self.steps} or less, or train longer",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> "TrainingSpec":
+        if self.start is not None and self.steps is not None and self.start.step >= self.steps:
+            raise refusal(
+                "start.step",
+                f"is {self.start.step}, and training.steps, which counts from the beginning, is "
+                f"{self.steps}: nothing is left to do",
+                f"Set training.steps to {self.start.step + 1} or more, or start earlier",
             )
         return self
 

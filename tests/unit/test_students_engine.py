@@ -44,7 +44,7 @@ def test_rates_follow_the_schedule(decay: Any, warmup: int, expected: list[float
 
 def test_the_peak_may_be_a_schedule() -> None:
     lr = {"kind": "piecewise", "points": [[0, 2.0], [2, 2.0], [3, 4.0]]}
-    shape, one = {"warmup_steps": 2, "decay": "linear", "end": 0.1}, {"every_steps": 1}
+    shape = {"warmup_steps": 2, "decay": "linear", "end": 0.1}
     training = TrainingSpec.model_validate(
         {
             "steps": 5,
