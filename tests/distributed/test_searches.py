@@ -17,10 +17,11 @@ from mlflow.tracking import MlflowClient
 from orchestrator.errors import NonFiniteLoss
 from orchestrator.search.board import Board, best_of, goal_values
 from orchestrator.search.crew import TrialJobs
+from orchestrator.search.drive import drive
 from orchestrator.search.journal import State, open_journal, states_of
 from orchestrator.search.plan import Search, trial_job
 from orchestrator.search.progress import SearchProgress
-from orchestrator.search.run import Telling, drive, run_search
+from orchestrator.search.run import Telling, run_search
 from orchestrator.search.table import computed_by
 from orchestrator.session import join_ray
 from orchestrator.spec import JobSpec, load_jobs
