@@ -89,7 +89,7 @@ class JobEnded:
     """A job is over. `summary` is this job's entry of `RunResult.to_dict()["jobs"]`."""
 
     job: str
-    status: str  # "done", "failed" or "interrupted"
+    status: str  # "done", "paused", "failed" or "interrupted"
     summary: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -62,3 +62,43 @@ class RunFolder:
             file.write(fs.cat_file(f"{root}/job.yaml"))
             file.flush()
             return load_jobs(file.name), place["index"], place["run_ids"]
+
+
+SAME = (
+    "student",
+    "data",
+    "seed",
+    "training.global_batch",
+    "training.workers",
+    "training.zero",
+    "training.precision",
+)
+"""Fields that a job shares with the run from whose checkpoint it starts."""
+
+
+def check_start(job: JobSpec) -> None:
+    """Refuse a job that cannot go on from the checkpoint it names.
+
+    Raises:
+        SpecError: that is no run, or one of another student, of other data or of another cut.
+    """
+    start = job.training.start
+    if start is None:
+        return
+    jobs, index, _ = RunFolder.read(start.run)
+    for field in SAME:
+        then, now = _at(jobs[index], field), _at(job, field)
+        if then != now:
+            raise SpecError(
+                "training.start.run",
+                f"is {start.run!r}, a run with another {field}"
+                + (f" ({then}, and the job has {now})" if isinstance(now, int | str) else ""),
+                f"Set {field} as it was there, or start without a checkpoint",
+            )
+
+
+def _at(job: JobSpec, field: str) -> object:
+    found: object = job
+    for part in field.split("."):
+        found = getattr(found, part)
+    return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, JobEnded
 from orchestrator.models.exported import Export
-from orchestrator.run_folder import RunFolder
+from orchestrator.run_folder import RunFolder, check_start
 from orchestrator.spec import JobSpec
 from orchestrator.spec.paths import absolute_paths
 
@@ -50,6 +50,8 @@ def run(jobs: Sequence[JobSpec], on_event: OnEvent = lambda event: None) -> RunR
 
     jobs = [absolute_paths(job) for job in jobs]
     preflight(jobs)
+    for job in jobs:
+        check_start(job)
     run_ids = [new_run_id(job.name) for job in jobs]
     for index, job in enumerate(jobs):
         RunFolder.at(job.storage, run_ids[index]).write(jobs, index, run_ids)
@@ -140,6 +142,7 @@ def run_in(
     run_ids: Sequence[str],
     on_event: OnEvent,
     resume: bool,
+    pause_at: int | None = None,
 ) -> dict[str, Any]:
     """Run one job of a list in a session that is open; its summary.
 
@@ -150,6 +153,8 @@ def run_in(
         run_ids: of the list; the job's run folder is written.
         on_event: hears how the job ended, after what the session tells.
         resume: go on from the newest checkpoint, which must be there.
+        pause_at: steps after which it ends for now, with a checkpoint and a measurement; its
+            summary's status is then "paused".
 
     Raises:
         StillhouseError: the job failed.
@@ -158,12 +163,13 @@ def run_in(
     job, folder = jobs[index], RunFolder.at(jobs[index].storage, run_ids[index])
     began = time.monotonic()
     try:
-        summary = session.run_job(job, folder, _exports(jobs, run_ids), resume=resume)
+        exports = _exports(jobs, run_ids)
+        summary = session.run_job(job, folder, exports, resume=resume, pause_at=pause_at)
     except StillhouseError as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         summary = {"status": status, "run_id": folder.run_id, "error": str(error)}
         on_event(JobEnded(job.name, status, summary))
         raise
     summary["wall_s"] = time.monotonic() - began
-    on_event(JobEnded(job.name, "done", summary))
+    on_event(JobEnded(job.name, summary["status"], summary))
     return summary

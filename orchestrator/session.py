@@ -113,9 +113,15 @@ class Session:
     # --- one job ---------------------------------------------------------------------------------
 
     def run_job(
-        self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export], *, resume: bool
+        self,
+        job: JobSpec,
+        folder: RunFolder,
+        exports: Mapping[str, Export],
+        *,
+        resume: bool,
+        pause_at: int | None = None,
     ) -> dict[str, Any]:
-        """Run one job to its end; its summary."""
+        """Run one job to its end, or until `pause_at` steps are done; its summary."""
         began = time.monotonic()
         parent = job.tracking.parent
         tracker = Tracker(
@@ -129,6 +135,7 @@ class Session:
             student, pool = self._prepared(job, folder, exports, resume=resume)
             before = {} if pool is None else pool.status()
             ready_s = time.monotonic() - began
+            student = replace(student, pause_at=pause_at)
             summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
             summary["compared_role"] = student.spec.compared_with(student.crossings)
@@ -144,6 +151,9 @@ class Session:
                 if saved is not None:
                     summary["cost"]["saved_by_cache_device_s"] = saved
                 summary["cache"]["store"] = cache.stats()
+            if summary["status"] == "paused":
+                status = "interrupted"
+                return summary
             self._record(job, student, summary, tracker, folder)
             status = "finished"
             return summary

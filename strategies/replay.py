@@ -3,6 +3,7 @@
 Pure; imports no torch.
 """
 
+import itertools
 from collections.abc import Sequence
 
 from .progress import between
@@ -26,6 +27,28 @@ def as_piecewise(values: Sequence[float]) -> PiecewiseSchedule:
     while ends[-1] < len(values) - 1:
         ends.append(_end_of_line(values, ends[-1]))
     return PiecewiseSchedule(kind="piecewise", points=[(step, values[step]) for step in ends])
+
+
+def of_segments(segments: Sequence[tuple[int, float]]) -> PiecewiseSchedule:
+    """The schedule that keeps each value from its step on, up to the step before the next one's.
+
+    Args:
+        segments: (first step, value), steps rising from 0.
+
+    Raises:
+        ValueError: the steps do not.
+    """
+    steps = [step for step, _ in segments]
+    if steps[:1] != [0] or any(left >= right for left, right in itertools.pairwise(steps)):
+        raise ValueError(f"segments begin at steps {steps}, which do not rise from 0; sort them")
+    points = [segments[0]]
+    for (_, before), (step, value) in itertools.pairwise(segments):
+        if value == before:
+            continue
+        if points[-1][0] < step - 1:
+            points.append((step - 1, before))
+        points.append((step, value))
+    return PiecewiseSchedule(kind="piecewise", points=points)
 
 
 def _end_of_line(values: Sequence[float], left: int) -> int:

@@ -18,7 +18,7 @@ from orchestrator.series.drivers import Drivers, Lane
 from orchestrator.spec import JobSpec
 
 from .board import Board, goal_values, value_at
-from .journal import State
+from .journal import Kind, State
 from .spec import STEP, SearchSpec, goal_name
 
 LISTEN_S = 1.0
@@ -33,7 +33,7 @@ class Exchange(Protocol):
         ...
 
     def post(self, trial: int, numbers: Mapping[str, float], *, last: bool = False) -> None:
-        """Numbers of a trial: a measurement of a training, or the last ones."""
+        """Numbers of a trial: a measurement of a training, or the last ones of it or of its leg."""
         ...
 
     def fail(self, trial: int, error: str) -> None:
@@ -47,6 +47,7 @@ class TrialJobs:
 
     number: int
     jobs: tuple[JobSpec, ...]
+    pause_at: int | None = None  # steps at which its leg ends; None: with the job
 
 
 class Crew:
@@ -201,7 +202,7 @@ class Crew:
                 cause = held.tried(
                     job.name,
                     1 + self._spec.retries,
-                    lambda place=place, job=job: self._attempt(number, place, job, held),
+                    lambda place=place, job=job: self._attempt(trial, place, job, held),
                     lambda place=place: self._forget(number, place),
                 )
         except Interrupted:
@@ -211,22 +212,28 @@ class Crew:
             self._current.pop(lane, None)
         self._conclude(number, cause)
 
-    def _attempt(self, number: int, place: int, job: JobSpec, lane: Lane) -> None:
+    def _attempt(self, trial: TrialJobs, place: int, job: JobSpec, lane: Lane) -> None:
         """One run of a job, from its newest checkpoint where an earlier attempt left one."""
         lane.opened([job])
+        number = trial.number
         run_id = self._board.state(number).runs.get(place, "")
         resume = bool(run_id) and self._drivers.can_resume(job, run_id)
         run_id = run_id if resume else self._drivers.new_run_id(job.name)
         self._board.note("run", number, place=place, run_id=run_id)
         self._changed()
-        summary = lane.run([job], [run_id], resume=resume)
-        self._board.note("ran", number, place=place, run_id=run_id, summary=summary)
+        summary = lane.run([job], [run_id], resume=resume, pause_at=trial.pause_at)
+        kind: Kind = "paused" if summary["status"] == "paused" else "ran"
+        self._board.note(kind, number, place=place, run_id=run_id, summary=summary)
 
     def _forget(self, number: int, place: int) -> None:
         self._board.note("run", number, place=place, run_id="")
 
     def _conclude(self, number: int, cause: str | None) -> None:
         state = self._board.state(number)
+        if cause is None and state.status == "paused":
+            self._exchange.post(number, {STEP: state.step}, last=True)
+            self._changed()
+            return
         if cause is None:
             missing = [goal.metric for goal in self._spec.goals if self._lacks(state, goal.metric)]
             cause = f"measured no {missing[0]}" if missing else None

@@ -10,9 +10,9 @@ from orchestrator.series.journal import Journal
 
 from .space import Settings, Values
 
-Kind = Literal["trial", "run", "result", "ran", "ended"]
-Status = Literal["waiting", "running", "done", "stopped", "failed"]
-"""`stopped`: by the scheduler, because others were better."""
+Kind = Literal["trial", "leg", "run", "result", "paused", "ran", "ended"]
+Status = Literal["waiting", "running", "paused", "done", "stopped", "failed"]
+"""`stopped`: by the scheduler, because others were better; `paused`: until a round is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +25,35 @@ class Entry:
     key: str = ""  # of a trial: digest of its job
     values: Mapping[str, Any] = field(default_factory=dict)  # of a trial: what was drawn
     settings: Mapping[str, Any] = field(default_factory=dict)  # of a trial: what they come to
+    leg: int = 0  # of a leg: its index in the trial
+    begin: int = 0  # of a leg: optimiser steps done before it
+    until: int = 0  # of a leg: and after it
+    numbers: Mapping[str, float] = field(default_factory=dict)  # of a leg
+    parent: int | None = None  # of a leg: trial whose leg before it goes on
     place: int = 0  # of a run: which of the seeds
     run_id: str = ""
     step: int = 0  # of a result
     value: float = 0.0  # of a result
-    summary: Mapping[str, Any] = field(default_factory=dict)  # of a run that is over
+    summary: Mapping[str, Any] = field(default_factory=dict)  # of a run that is over, or a pause
     status: str = ""  # of an end
     error: str | None = None  # of one that failed
+
+
+@dataclass(frozen=True, slots=True)
+class Leg:
+    """A part of a trial's way, at whose end it is compared with others; the last ends the job.
+
+    What was decided of it is `begin` to `parent`; the rest is known once it has run.
+    """
+
+    begin: int  # optimiser steps done before it
+    until: int  # and after it
+    numbers: Mapping[str, float] = field(default_factory=dict)  # dotted path -> value throughout
+    parent: int | None = None
+    """Trial from the end of whose leg before it begins, in a run of its own; None: the trial's own
+    run goes on, or begins."""
+    run_id: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)  # of one that ended in a pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +70,7 @@ class State:
     summaries: Mapping[int, Mapping[str, Any]] = field(
         default_factory=dict
     )  # of runs that are over
+    legs: tuple[Leg, ...] = ()  # of a search in rounds
     error: str | None = None
 
     @property
@@ -60,6 +83,10 @@ class State:
         """Of the latest result."""
         return self.results[-1][0] if self.results else 0
 
+    def value_at(self, step: int) -> float | None:
+        """What was measured after so many steps."""
+        return dict(self.results).get(step)
+
     def after(self, entry: Entry) -> "State":
         """The state once something has happened."""
         match entry.kind:
@@ -70,9 +97,17 @@ class State:
                     values=dict(entry.values),
                     settings=dict(entry.settings),
                 )
+            case "leg":
+                leg = Leg(entry.begin, entry.until, dict(entry.numbers), entry.parent)
+                runs = self.runs if entry.parent is None else {}
+                legs = (*self.legs[: entry.leg], leg)
+                return replace(self, status="waiting", legs=legs, runs=runs, error=None)
             case "run":
                 runs = {**self.runs, entry.place: entry.run_id}
-                return replace(self, status="running", runs=runs, error=None)
+                legs = self._with_last(run_id=entry.run_id)
+                return replace(self, status="running", runs=runs, legs=legs, error=None)
+            case "paused":
+                return replace(self, status="paused", legs=self._with_last(summary=entry.summary))
             case "result":
                 fresh = entry.step > self.step
                 return (
@@ -85,6 +120,9 @@ class State:
             case "ended":
                 status: Any = entry.status
                 return replace(self, status=status, error=entry.error)
+
+    def _with_last(self, **facts: Any) -> tuple[Leg, ...]:
+        return (*self.legs[:-1], replace(self.legs[-1], **facts)) if self.legs else ()
 
 
 def states_of(entries: Iterable[Entry]) -> dict[int, State]:

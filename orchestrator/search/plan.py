@@ -16,8 +16,9 @@ from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
 from orchestrator.spec.load import put, unshared, validate_jobs
 
+from .changing import check_population
 from .space import Recorded, Settings, Values, combinations, corners, drawn
-from .spec import Grid, SearchSpec
+from .spec import Grid, Pb2Scheduler, PbtScheduler, SearchSpec
 
 LONGEST_NAME = 48
 """Of a search's job: its trials' names are longer."""
@@ -104,6 +105,13 @@ def settings_of(search: Search, values: Values) -> Settings:
     return drawn(search.spec.space, Recorded(values))
 
 
+def some_job(search: Search) -> JobSpec:
+    """The job of one trial that the search may have."""
+    if search.spec.fixed:
+        return trial_job(search, search.spec.fixed[0], search.name, "search.fixed.0")
+    return trial_job(search, settings_of(search, corners(search.spec.space, 1)[0]), search.name)
+
+
 def key_of(job: JobSpec) -> str:
     """A digest of all that decides what a trial's job does, and of nothing else."""
     facts = job.model_dump(mode="json", by_alias=True)
@@ -146,6 +154,10 @@ def check_search(search: Search) -> list[JobSpec]:
     _check_goals(spec, jobs[0])
     _check_scheduler(search, jobs)
     _check_budget(search, jobs)
+    if isinstance(spec.scheduler, PbtScheduler | Pb2Scheduler):
+        check_population(
+            spec, jobs[0], trials_of(spec), lambda each: trial_job(search, each, search.name)
+        )
     return jobs
 
 
@@ -221,6 +233,8 @@ def _check_scheduler(search: Search, jobs: list[JobSpec]) -> None:
             "length",
             "Give every trial as many steps",
         )
+    if isinstance(scheduler, PbtScheduler | Pb2Scheduler):
+        return
     if not every <= scheduler.grace_steps < first.training.steps:
         raise SpecError(
             "search.scheduler.grace_steps",

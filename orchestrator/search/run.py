@@ -9,8 +9,7 @@ import importlib.util
 import json
 import shutil
 import threading
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
-from orchestrator.events import Event, Phase, Warned
+from orchestrator.events import Event, Phase
 from orchestrator.series import folder as folders
 from orchestrator.series.folder import Folder, local_storage
 from orchestrator.spec import JobSpec
@@ -27,8 +26,10 @@ from orchestrator.spec.job import EphemeralPool, StandingPool, TrackingSpec
 from orchestrator.spec.paths import absolute_paths
 
 from .board import Board, best_of, goal_values, used_up
-from .crew import Crew, TrialJobs
+from .deciders import decider_of
+from .drive import drive
 from .importance import importance
+from .jobs import trial_jobs
 from .journal import State, open_journal, states_of
 from .load import load_search, search_yaml
 from .plan import Search, check_search, key_of, settings_of, trial_job, trials_of
@@ -40,13 +41,10 @@ from .write import write_results
 if TYPE_CHECKING:
     from orchestrator.planner.capacity import Inventory
     from orchestrator.pool import Pool
-    from orchestrator.series.drivers import Drivers
     from orchestrator.tracking import Tracker
 
 REMOTE = Path.home() / ".cache/stillhouse/runs"
 """Folder of what a search with a remote storage keeps on this machine."""
-LOOK_S = 0.5
-"""Between looks at whether a search has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,10 +137,18 @@ def _preflight(jobs: Sequence[JobSpec]) -> None:
 
 
 def _kept(search: Search, states: Mapping[int, State]) -> tuple[list[int], list[int]]:
-    """Numbers of known trials whose job the file would make today, and of the others."""
+    """Numbers of known trials whose job the file would make today, and of the others.
+
+    Trials that go on from each other are kept together, or not at all.
+    """
     kept, skipped = [], []
     for number, state in sorted(states.items()):
         (kept if _same(search, state) else skipped).append(number)
+    decider = decider_of(search)
+    if decider is not None:
+        forked = any(leg.parent is not None for state in states.values() for leg in state.legs)
+        if (skipped and forked) or not decider.fits([states[number] for number in kept]):
+            return [], sorted(states)
     return kept, skipped
 
 
@@ -192,7 +198,7 @@ def _work(
                 search,
                 board,
                 skipped,
-                lambda number: _trial_jobs(search, board.state(number), folder),
+                lambda number: trial_jobs(search, board.state, number, folder),
                 sessions(pool),
                 min(lanes, total or lanes),
                 telling,
@@ -210,90 +216,6 @@ def _nothing_left(search: Search, board: Board) -> bool:
     begun = over == len(states)
     spent = used_up(search.spec.budget, board.spent(0.0)) is not None
     return begun and bool(states) and (spent or (total is not None and over >= total))
-
-
-def drive(
-    search: Search,
-    board: Board,
-    skipped: Sequence[int],
-    jobs_of: Callable[[int], TrialJobs],
-    drivers: "Drivers",
-    lanes: int,
-    telling: "Telling",
-    steps: int | None,
-    storage: str,
-) -> bool:
-    """Have Ray Tune choose and stop trials, and lanes run them. Ray must be joined.
-
-    Args:
-        search: what is searched.
-        board: what is known.
-        skipped: numbers of known trials that no longer count.
-        jobs_of: a trial's jobs.
-        drivers: what runs them.
-        lanes: trials side by side.
-        telling: hears everything.
-        steps: of one run; None where epochs end it.
-        storage: local folder for Ray Tune's own state, which ends with the call.
-
-    Returns:
-        Whether it was interrupted.
-    """
-    import ray
-
-    from .exchange import start_exchange
-    from .suggest import Suggestions, Tried
-    from .tune import RayExchange, Tuning
-
-    name = f"exchange-{uuid.uuid4().hex[:8]}"
-    actor = start_exchange(name)
-    exchange = RayExchange(actor)
-    crew = Crew(
-        search.spec, board, jobs_of, drivers, exchange, lanes, telling.event, telling.changed
-    )
-    telling.steps = crew.steps
-
-    def begin(trial: Tried) -> None:
-        key = key_of(_job(search, trial.settings))
-        board.note("trial", trial.number, key=key, values=trial.values, settings=trial.settings)
-        telling.changed()
-
-    known = [Tried(each.number, each.values, each.settings) for each in board.states]
-    suggestions = Suggestions(
-        search,
-        known,
-        skipped,
-        lambda: crew.stopping or telling.used_up(),
-        begin,
-        {"exchange": name, "goals": len(search.spec.goals)},
-    )
-    try:
-        crew.start()
-        tuning = Tuning(search.spec, suggestions, crew, lanes, steps, storage)
-        interrupted = _wait(crew, tuning, exchange, telling)
-        crew.close()
-    finally:
-        ray.kill(actor)
-        shutil.rmtree(storage, ignore_errors=True)
-    for error in (crew.broken, tuning.broken):
-        if error is not None:
-            raise error
-    return interrupted
-
-
-def _wait(crew: Crew, tuning: Any, exchange: Any, telling: "Telling") -> bool:
-    """Until Ray Tune has ended; whether it was interrupted, by Ctrl-C or from elsewhere."""
-    asked = False
-    while True:
-        try:
-            if crew.stopping and not asked:
-                asked = True
-                exchange.close()
-            if tuning.wait(LOOK_S):
-                return asked and crew.broken is None
-        except KeyboardInterrupt:
-            telling.event(Warned("search", "stopping after this step"))
-            crew.stop()
 
 
 def lanes_for(job: JobSpec, inventory: "Inventory", parallel: int | None) -> int:
@@ -356,38 +278,6 @@ def _texts_and_pool(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["Poo
         yield pool
     finally:
         pool.down()
-
-
-def _trial_jobs(search: Search, state: State, folder: Folder) -> TrialJobs:
-    """A trial's jobs, with runs inside the search's folder and below its own run in tracking."""
-    from orchestrator.tracking import address_of
-
-    job = _job(search, state.settings)
-    seeds = search.spec.seeds or [job.seed]
-    uri = job.tracking.uri or address_of(None, folder.storage).uri
-    tags = {f"search.{name}": text for name, text in shown_values(state).items()}
-    tracking = job.tracking.model_copy(
-        update={
-            "uri": uri,
-            "parent": folder.run_id,
-            "register_as": None,
-            "tags": {
-                **job.tracking.tags,
-                "search": search.name,
-                "search.trial": str(state.number),
-                **tags,
-            },
-        }
-    )
-
-    def seeded(seed: int) -> JobSpec:
-        ending = f"-s{seed}" if len(seeds) > 1 else ""
-        name = f"{search.name}-t{state.number}{ending}"
-        return job.model_copy(
-            update={"name": name, "seed": seed, "storage": folder.runs, "tracking": tracking}
-        )
-
-    return TrialJobs(state.number, tuple(seeded(seed) for seed in seeds))
 
 
 # --- what is told --------------------------------------------------------------------------------

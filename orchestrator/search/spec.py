@@ -273,8 +273,56 @@ class MedianScheduler(Spec):
     """Other trials that must have come as far."""
 
 
+class HyperBandScheduler(Spec):
+    """Brackets of trials, halved at rungs, from many short trials to few whole ones.
+
+    JMLR 18 (2018), Li et al.
+    """
+
+    kind: Literal["hyperband"]
+    grace_steps: PositiveInt
+    """Fewest optimiser steps that a trial gets."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """One in so many goes on at each rung."""
+
+
+class _Population(Spec):
+    every_steps: PositiveInt
+    """Optimiser steps between two exchanges; a multiple of evaluation.every_steps."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """Share of the population that is replaced at each exchange, one trial at least."""
+
+
+class PbtScheduler(_Population):
+    """Population-based training: the worst go on from the best, with numbers moved.
+
+    arXiv:1711.09846. All trials begin alike but for the numbers of `space`.
+    """
+
+    kind: Literal["pbt"]
+    resample: Annotated[float, Field(ge=0, le=1)] = 0.25
+    """Share of moved numbers that are drawn anew instead."""
+    factors: Annotated[list[PositiveFloat], Field(min_length=1)] = [0.8, 1.2]
+    """What others are multiplied by, one of them."""
+
+
+class Pb2Scheduler(_Population):
+    """The same, with numbers chosen by a Gaussian process from what all have gained.
+
+    arXiv:2002.02518.
+    """
+
+    kind: Literal["pb2"]
+
+
 SchedulerSpec = Annotated[
-    NoScheduler | AshaScheduler | MedianScheduler, Field(discriminator="kind")
+    NoScheduler
+    | AshaScheduler
+    | MedianScheduler
+    | HyperBandScheduler
+    | PbtScheduler
+    | Pb2Scheduler,
+    Field(discriminator="kind"),
 ]
 
 

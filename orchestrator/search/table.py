@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .board import best_of, front_of, goal_values
-from .journal import State
+from .journal import Leg, State
+from .lineage import lineage
 from .plan import Search
 from .space import Value
 from .spec import GoalSpec
@@ -24,6 +25,7 @@ def as_plain(
         "trials": [_plain(state, goals) for state in states],
         "best": None if best is None else best.number,
         "importance": dict(importance),
+        **({} if best is None or not best.legs else {"lineage": _lineage(states, best)}),
         **({"front": [state.number for state in front_of(states, goals)]} if several else {}),
     }
 
@@ -38,14 +40,33 @@ def _plain(state: State, goals: Sequence[GoalSpec]) -> dict[str, Any]:
         "goals": {goal.metric: value for goal, value in zip(goals, values, strict=True)},
         "results": [list(each) for each in state.results],
         "runs": [state.runs[place] for place in sorted(state.runs)],
+        **({"legs": [_leg(leg) for leg in state.legs]} if state.legs else {}),
         "computed": computed_by(state),
         "error": state.error,
     }
 
 
+def _leg(leg: Leg) -> dict[str, Any]:
+    return {
+        "begin": leg.begin,
+        "until": leg.until,
+        "numbers": dict(leg.numbers),
+        "parent": leg.parent,
+        "run": leg.run_id,
+    }
+
+
+def _lineage(states: Sequence[State], best: State) -> list[dict[str, Any]]:
+    """Whose legs led to the best trial's student: where each one's checkpoints lie, and numbers."""
+    by_number = {state.number: state for state in states}
+    steps = lineage(by_number.__getitem__, best.number)
+    return [{"trial": step.trial, **_leg(step.leg)} for step in steps]
+
+
 def computed_by(state: State) -> int:
     """Answers that the pool computed for a trial's runs; all others were known."""
-    caches = [summary.get("cache", {}) for summary in state.summaries.values()]
+    summaries = [*state.summaries.values(), *(leg.summary for leg in state.legs)]
+    caches = [summary.get("cache", {}) for summary in summaries]
     return sum(int(cache.get("misses", 0)) for cache in caches)
 
 

@@ -9,8 +9,8 @@ import yaml
 from orchestrator.series.folder import publish
 
 from .board import Board, best_of
-from .journal import State
-from .plan import Search, trial_job
+from .jobs import StateOf, whole_job
+from .plan import Search
 from .report import as_page
 from .table import as_markdown, as_plain
 
@@ -29,12 +29,12 @@ def write_results(
         PLAIN: json.dumps(as_plain(search, states, importance), indent=1).encode(),
     }
     if best is not None:
-        files[BEST] = best_job(search, best).encode()
+        files[BEST] = best_job(search, board.state, best.number).encode()
     return [publish(folder / name, content) for name, content in files.items()]
 
 
-def best_job(search: Search, best: State) -> str:
+def best_job(search: Search, state_of: StateOf, best: int) -> str:
     """The job file of a trial, as an ordinary job under the search's name."""
-    job = trial_job(search, best.settings, search.name)
+    job = whole_job(search, state_of, best)
     written = job.model_dump(mode="json", by_alias=True, exclude_unset=True)
     return yaml.safe_dump(written, sort_keys=False)

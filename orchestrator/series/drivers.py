@@ -22,9 +22,16 @@ class Driver(Protocol):
     """Runs jobs one after another, and keeps what they can share between them."""
 
     def run(
-        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+        self,
+        jobs: Sequence[JobSpec],
+        run_ids: Sequence[str],
+        *,
+        resume: bool,
+        pause_at: int | None = None,
     ) -> dict[str, Any]:
         """Run the last job of a list, whose others are done; its summary.
+
+        With `pause_at`, until so many steps are done; status "paused" says that more are left.
 
         Raises:
             Interrupted: stopped on request, with a checkpoint.
@@ -81,10 +88,15 @@ class Lane:
             driver.request_stop()
 
     def run(
-        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+        self,
+        jobs: Sequence[JobSpec],
+        run_ids: Sequence[str],
+        *,
+        resume: bool,
+        pause_at: int | None = None,
     ) -> dict[str, Any]:
-        """Run the last job of a list, whose others are done; its summary."""
-        return self.opened(jobs).run(jobs, run_ids, resume=resume)
+        """Run the last job of a list as `Driver.run` says; its summary."""
+        return self.opened(jobs).run(jobs, run_ids, resume=resume, pause_at=pause_at)
 
     def opened(self, jobs: Sequence[JobSpec]) -> Driver:
         """The driver, opened for this list unless it is open."""

@@ -23,13 +23,18 @@ class SessionDriver:
     on_event: OnEvent
 
     def run(
-        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+        self,
+        jobs: Sequence[JobSpec],
+        run_ids: Sequence[str],
+        *,
+        resume: bool,
+        pause_at: int | None = None,
     ) -> dict[str, Any]:
         """Run the last of a list; its summary."""
         last = len(jobs) - 1
         if not resume:
             RunFolder.at(jobs[last].storage, run_ids[last]).write(jobs, last, run_ids)
-        return run_in(self.session, jobs, last, run_ids, self.on_event, resume)
+        return run_in(self.session, jobs, last, run_ids, self.on_event, resume, pause_at)
 
     def request_stop(self) -> None:
         """Ask the running job to stop at its next step, with a checkpoint."""

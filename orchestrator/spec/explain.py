@@ -46,7 +46,8 @@ def _is_lost_branch(detail: Any) -> bool:
     scalar = detail["type"] in ("float_type", "int_type", "string_type", "bool_type")
     mapping = detail["type"] in ("model_type", "model_attributes_type", "dict_type")
     given = detail.get("input")
-    return (scalar and isinstance(given, dict | list) and "float" in detail["loc"]) or (
+    number = "float" in detail["loc"] or "constrained-float" in detail["loc"]
+    return (scalar and isinstance(given, dict | list) and number) or (
         mapping and isinstance(given, str | int | float) and "tagged-union" in str(detail["loc"])
     )
 

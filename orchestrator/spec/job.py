@@ -20,13 +20,16 @@ from pydantic import (
 )
 
 from strategies.specs import (
+    AdaptiveSchedule,
     CondenseSpec,
     CountingSchedule,
     InputGradientsSpec,
     ObjectiveSpec,
     RankTermSpec,
+    Schedule,
     Spec,
     extremes,
+    within,
 )
 from strategies.specs.measures import OF_LABELS
 
@@ -96,7 +99,8 @@ class OptimizerSpec(Spec):
     """AdamW with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat | Annotated[Schedule, within(0.0, float("inf"), open_low=True)] = 1e-3
+    """The peak: a number, or a schedule of it, which `learning_rate` shapes at every step."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
         0.9,
         0.95,
@@ -104,6 +108,16 @@ class OptimizerSpec(Spec):
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     """Applied to matrices only, never to norms and biases."""
+
+    @model_validator(mode="after")
+    def _rate_is_known_beforehand(self) -> "OptimizerSpec":
+        if isinstance(self.lr, AdaptiveSchedule):
+            raise refusal(
+                "lr.kind",
+                f"is {self.lr.kind}, which moves with what a term of the objective measures",
+                "Use a kind that counts steps",
+            )
+        return self
 
 
 class LearningRateSpec(Spec):
@@ -135,6 +149,19 @@ class CheckpointSpec(Spec):
     """Export, and hand to later stages, the best state of all evaluations; absent: the last."""
 
 
+class StartSpec(Spec):
+    """A checkpoint of another run: its weights, optimiser, place in the data and random state.
+
+    The job must have that run's student, data, seed, batch, workers and ZeRO stage; what it learns
+    and how fast may be another.
+    """
+
+    run: Annotated[str, Field(min_length=1)]
+    """Run folder or URI."""
+    step: PositiveInt
+    """Optimiser steps that the checkpoint has done; the job goes on with the next."""
+
+
 class TrainingSpec(Spec):
     """How the student is trained."""
 
@@ -162,6 +189,8 @@ class TrainingSpec(Spec):
     """Largest gradient norm; absent: no clipping."""
     gradient_checkpointing: bool = False
     checkpoint: CheckpointSpec = CheckpointSpec()
+    start: StartSpec | None = None
+    """A checkpoint of another run to go on from; absent: the student as it is, at step 0."""
     max_failures: NonNegativeInt = 3
     """Worker deaths after which the job goes on from its last checkpoint."""
     deepspeed: dict[str, Any] = {}
@@ -210,6 +239,17 @@ class TrainingSpec(Spec):
                 f"is {self.steps}, below one checkpoint (checkpoint.every_steps is "
                 f"{self.checkpoint.every_steps}), so a failure would lose everything",
                 f"Set training.checkpoint.every_steps to {self.steps} or less, or train longer",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _something_is_left_to_do(self) -> "TrainingSpec":
+        if self.start is not None and self.steps is not None and self.start.step >= self.steps:
+            raise refusal(
+                "start.step",
+                f"is {self.start.step}, and training.steps, which counts from the beginning, is "
+                f"{self.steps}: nothing is left to do",
+                f"Set training.steps to {self.start.step + 1} or more, or start earlier",
             )
         return self
 
@@ -621,15 +661,19 @@ class JobSpec(Spec):
     def _epochs_are_counted_where_they_end_the_job(self) -> "JobSpec":
         if self.training.epochs is not None:
             return self
-        for index, term in enumerate(self.objective.terms):
-            for name, number in term.numbers().items():
-                if isinstance(number, CountingSchedule) and number.per == "epoch":
-                    raise refusal(
-                        f"objective.terms.{index}.{name}.per",
-                        f"is epoch, and training.steps, {self.training.steps}, ends the job in the "
-                        "middle of one",
-                        "Give training.epochs in place of training.steps, or set per to step",
-                    )
+        numbers = {"training.optimizer.lr": self.training.optimizer.lr} | {
+            f"objective.terms.{index}.{name}": number
+            for index, term in enumerate(self.objective.terms)
+            for name, number in term.numbers().items()
+        }
+        for field, number in numbers.items():
+            if isinstance(number, CountingSchedule) and number.per == "epoch":
+                raise refusal(
+                    f"{field}.per",
+                    f"is epoch, and training.steps, {self.training.steps}, ends the job in the "
+                    "middle of one",
+                    "Give training.epochs in place of training.steps, or set per to step",
+                )
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,9 @@ def absolute_paths(job: JobSpec) -> JobSpec:
             source["path"] = _absolute(source["path"])
         if source["kind"] == "dataset" and Path(source["name"]).expanduser().exists():
             source["name"] = _absolute(source["name"])
+    start = raw["training"]["start"]
+    if start is not None:
+        start["run"] = _absolute(start["run"])
     if raw["cache"]["path"] is not None:
         raw["cache"]["path"] = _absolute(raw["cache"]["path"])
     if "://" not in raw["storage"]:

@@ -82,6 +82,11 @@ class Checkpoints:
         self.spared: int | None = None
         """Step of a checkpoint that is kept however old it is."""
 
+    def of(self, run_folder: str) -> "Checkpoints":
+        """Those of another run, as this rank sees them; the folder has the run's name."""
+        run_id = run_folder.rstrip("/").rpartition("/")[2]
+        return Checkpoints(run_folder, run_id, self._keep, self._rank, self._local_rank)
+
     def _folder(self, step: int) -> str:
         return f"{self._root}/step-{step:08d}"
 
@@ -174,7 +179,21 @@ class Checkpoints:
         steps = self.steps()
         if not steps:
             return None
-        folder = self._folder(steps[-1])
+        return self.at(steps[-1], workers=workers, zero=zero, data_version=data_version, seed=seed)
+
+    def at(self, step: int, *, workers: int, zero: int, data_version: str, seed: int) -> Manifest:
+        """The published checkpoint of a step, checked against the job.
+
+        Raises:
+            CheckpointError: there is none, or as `latest`.
+        """
+        folder, steps = self._folder(step), self.steps()
+        if step not in steps:
+            known = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"{self._root} has no checkpoint of step {step} (there are: {known}); choose one "
+                "of these, or run that job again with a larger training.checkpoint.keep"
+            )
         manifest = _manifest(folder, self._fs.cat_file(f"{folder}/{MANIFEST}"))
         self._check(folder, manifest, "run_id", manifest.run_id, self._run_id)
         self._check(folder, manifest, "data version", manifest.data_version, data_version)

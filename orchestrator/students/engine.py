@@ -16,6 +16,9 @@ from torch import Tensor, nn
 
 from orchestrator.spec.job import JobSpec, LearningRateSpec, OptimizerSpec, TrainingSpec
 from strategies.contract import Batch
+from strategies.progress import Progress
+from strategies.schedules import value
+from strategies.specs import extremes
 
 from .module import Consumer, Owe
 from .operators import ADAM, COMMUNICATION, build_operators
@@ -31,6 +34,12 @@ def learning_rate(spec: LearningRateSpec, peak: float, step: int, total: int) ->
     done = min(1.0, (step - spec.warmup_steps) / span)
     share = 0.5 * (1 + math.cos(math.pi * done)) if spec.decay == "cosine" else 1 - done
     return peak * (spec.end + (1 - spec.end) * share)
+
+
+def rate_at(training: TrainingSpec, at: Progress) -> float:
+    """The rate of a step: its peak, which may be a schedule, in the shape of `learning_rate`."""
+    peak = value(training.optimizer.lr, at)
+    return learning_rate(training.learning_rate, peak, at.step, at.total_steps)
 
 
 def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
@@ -52,12 +61,12 @@ def _dimensions(parameter: nn.Parameter) -> int:
 
 def _optimizer(module: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
     spec = training.optimizer
-    groups = parameter_groups(module, spec)
+    groups, peak = parameter_groups(module, spec), extremes(spec.lr)[1]  # set anew at each step
     if training.offload == "cpu":
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        return DeepSpeedCPUAdam(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps, adamw_mode=True)
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+        return DeepSpeedCPUAdam(groups, lr=peak, betas=spec.betas, eps=spec.eps, adamw_mode=True)
+    return torch.optim.AdamW(groups, lr=peak, betas=spec.betas, eps=spec.eps)
 
 
 def stage(training: TrainingSpec) -> int:

@@ -56,4 +56,5 @@ class StudentJob:
     resume: bool = False  # True: a checkpoint must exist; False: start fresh unless restarted
     crossings: Mapping[str, Crossing] = field(default_factory=dict)  # roles, another tokenizer
     evaluate_only: bool = False  # measure the student as it is, and stop
+    pause_at: int | None = None  # steps after which to end, with a checkpoint; None: the job's end
     projectors: str | None = None  # URI of those of the stage before; None: there is none

@@ -20,7 +20,7 @@ from strategies.objective import Known, Objective
 from strategies.progress import Progress
 
 from .collective import sum_over_ranks
-from .engine import Engine, learning_rate
+from .engine import Engine, rate_at
 from .feed import Micro
 
 BALANCE = "router_balance"
@@ -106,8 +106,7 @@ class Stepper:
         def agree() -> None:
             shared.update(self._agree(at.step, totals, tell()))
 
-        spec = self._training
-        rate = learning_rate(spec.learning_rate, spec.optimizer.lr, at.step, at.total_steps)
+        rate = rate_at(self._training, at)
         self._engine.set_learning_rate(rate)
         for index, micro in enumerate(micros):
             last = index == len(micros) - 1

@@ -141,6 +141,7 @@ class Run:
         self.steps = spec.training.steps or sum(
             self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
         )
+        self.until = min(self.steps, job.pause_at or self.steps)
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
         self.inside = None
@@ -193,7 +194,7 @@ class Run:
         self.engine.close()
 
     def whole(self) -> dict[str, Any]:
-        """Restore, train, evaluate, export."""
+        """Restore, train, evaluate, export; a job that pauses on the way exports nothing."""
         if self.job.evaluate_only:
             evaluation = self.evaluate(0, last=True)
             return {"status": "done", "run_id": self.job.run_id, "evaluation": evaluation}
@@ -203,13 +204,26 @@ class Run:
             self.evaluate(0)
         self.clock.lap("evaluation")
         self._train(start)
-        evaluation = self._final_evaluation()
+        paused = self.until < self.steps
+        evaluation = self.evaluate(self.until) if paused else self._final_evaluation()
+        summary = self._summary(evaluation)
+        if paused:
+            return {**summary, "status": "paused"}
         self.reporter.phase("exporting")
         exported = export_student(self.job, self.engine, self.inside)
         return {
+            **summary,
+            "export": exported.folder,
+            "weights_sha256": exported.weights_sha256,
+            "generated": exported.generated,
+        }
+
+    def _summary(self, evaluation: dict[str, Any]) -> dict[str, Any]:
+        """What can be said once the steps are done. Collective."""
+        return {
             "status": "done",
             "run_id": self.job.run_id,
-            "steps": self.steps,
+            "steps": self.until,
             "parameters": self.parameters,
             "tokens": self.tokens,
             "tokens_per_s": self.tokens / self.loop_s if self.loop_s else 0.0,
@@ -218,9 +232,6 @@ class Run:
             "cache": self._summed(self.questions.cache_counts() if self.questions else {}),
             "evaluation": evaluation,
             **({} if self.best is None else {"best": asdict(self.best)}),
-            "export": exported.folder,
-            "weights_sha256": exported.weights_sha256,
-            "generated": exported.generated,
             "data_version": self.data.version,
             "seconds": self.clock.parts,
         }
@@ -236,7 +247,7 @@ class Run:
             self.rank,
             self.world,
             start,
-            self.steps,
+            self.until,
             self.engine.device,
             self.questions,
             self.ledger,
@@ -245,7 +256,7 @@ class Run:
         if self.changing is not None:
             feed.store = self.changing.store
         selector = self._selector()
-        for step in range(start, self.steps):
+        for step in range(start, self.until):
             began = time.monotonic()
             waited = feed.wait_s
             micros = feed.step(step)
@@ -305,21 +316,21 @@ class Run:
         every = self.spec.training.checkpoint.every_steps
         epoch = self.order.locate(done - 1)[0]
         whole = self.order.ends_epoch(done - 1)
-        if whole or done == self.steps:
+        if whole or done == self.until:
             self._check_counts(epoch, whole)
         if whole and self.changing is not None and done < self.steps:
             self.changing.epoch_over(epoch + 1, self.engine.device)
         best = self._evaluate_during(done)
-        if best or stop or by_clock or done == self.steps or done % every == 0:
+        if best or stop or by_clock or done == self.until or done % every == 0:
             self._write_checkpoint(done)
-        if stop and done < self.steps:
+        if stop and done < self.until:
             raise Interrupted(f"job {self.spec.name!r} stopped after step {done}")
 
     def _evaluate_during(self, done: int) -> bool:
         """Measure what is due before the end; whether the state is the best so far."""
         every = self.spec.evaluation.every_steps
         held_out = every is not None and done % every == 0
-        if done == self.steps or not (held_out or self.spec.evaluation.diagnostics):
+        if done == self.until or not (held_out or self.spec.evaluation.diagnostics):
             return False
         return self._note_best(done, self.evaluate(done, held_out=held_out))
 
@@ -395,29 +406,35 @@ class Run:
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint; the step to begin with. Collective."""
-        manifest = self.checkpoints.latest(
-            workers=self.world,
-            zero=self.spec.training.zero,
-            data_version=self.data.version,
-            seed=self.spec.seed,
-        )
-        furthest = self.reporter.furthest()
+        facts: Any = {
+            "workers": self.world,
+            "zero": self.spec.training.zero,
+            "data_version": self.data.version,
+            "seed": self.spec.seed,
+        }
+        source, manifest = self.checkpoints, self.checkpoints.latest(**facts)
+        furthest, start = self.reporter.furthest(), self.spec.training.start
+        if manifest is None and self.job.resume:
+            raise CheckpointError(
+                f"{self.job.run_folder} has no checkpoint to go on from; start a new run"
+            )
+        if manifest is None and start is not None:
+            source = self.checkpoints.of(start.run)
+            manifest = source.at(start.step, **facts)
         if manifest is None:
-            if self.job.resume:
-                raise CheckpointError(
-                    f"{self.job.run_folder} has no checkpoint to go on from; start a new run"
-                )
             self.replayed_steps = furthest
             return 0
-        state = self.checkpoints.read(manifest.step, self.engine.load)
+        state = source.read(manifest.step, self.engine.load)
         self.ledger = Ledger.restored(state["consumed"])
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
         if self.changing is not None:
             self.changing.restore(state["changing"])
-        self.stepper.schedules = state["schedules"]
-        if (best := state.get("best")) is not None:
+        if source is self.checkpoints and (best := state.get("best")) is not None:
             self.best = Best(**best)
             self.checkpoints.spared = self.best.step
+        self.stepper.schedules |= {
+            key: kept for key, kept in state["schedules"].items() if key in self.stepper.schedules
+        }
         self.replayed_steps = max(0, furthest - manifest.step)
         return manifest.step
 

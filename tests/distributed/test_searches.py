@@ -3,7 +3,7 @@
 import _thread
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import searches
 from fake_trials import Bench
 from mlflow.tracking import MlflowClient
 
-from orchestrator.errors import NonFiniteLoss
+from orchestrator.errors import Interrupted, NonFiniteLoss
+from orchestrator.runner import run
 from orchestrator.search.board import Board, best_of, goal_values
 from orchestrator.search.crew import TrialJobs
+from orchestrator.search.drive import drive
 from orchestrator.search.journal import State, open_journal, states_of
 from orchestrator.search.plan import Search, trial_job
 from orchestrator.search.progress import SearchProgress
-from orchestrator.search.run import Telling, drive, run_search
+from orchestrator.search.run import Telling, run_search
 from orchestrator.search.table import computed_by
 from orchestrator.session import join_ray
 from orchestrator.spec import JobSpec, load_jobs
@@ -193,3 +195,86 @@ def test_trials_that_differ_in_the_student_cost_one_pass_of_the_teacher(tmp_path
     assert sorted(run.data.tags["search.trial"] for run in children) == ["0", "1", "2"]
     assert parent.data.tags["search.best"] == str(result.best.number)
     assert len(client.search_model_versions("name = 'digits-best'")) == 1
+
+
+def test_a_populations_best_job_run_from_its_beginning_gives_its_weights_bit_for_bit(
+    tmp_path: Path,
+) -> None:
+    """Also where the search was interrupted and gone on with on the way."""
+    teacher = {**digits.student(width=48), "resources": {"cpus": 0.5}}
+    term = {"kind": "forward_kl", "temperature": 2.0}
+    job = {
+        **searches.raw_job(
+            roles={"teacher": teacher},
+            objective={"terms": [term, {"kind": "cross_entropy"}]},
+            cache={"path": str(tmp_path / "cache")},
+        ),
+        "storage": str(tmp_path / "runs"),
+    }
+    search = searches.search(
+        job,
+        space={
+            LR: {"loguniform": [1e-3, 1e-1]},
+            "objective.terms.0.temperature": {"uniform": [1.0, 4.0]},
+            "objective.terms.1.weight": {"uniform": [0.0, 1.0]},
+        },
+        budget={"trials": 4},
+        scheduler={"kind": "pbt", "every_steps": 5, "quantile": 0.5},
+        seeds=[3],
+    )
+    result = run_search(search, parallel=2)
+    assert [state.status for state in result.trials] == ["done"] * 4 and result.failed == {}
+    best = result.best
+    assert best is not None
+    legs = [leg for state in result.trials for leg in state.legs]
+    crossed = [
+        leg
+        for state in result.trials
+        for leg in state.legs
+        if leg.parent not in (None, state.number)
+    ]
+    assert len(legs) == 16 and len(crossed) == 3 * 2
+    for leg in legs:
+        checkpoint = tmp_path / "runs" / search.name / "runs" / leg.run_id / "checkpoints"
+        assert (checkpoint / f"step-{leg.until:08d}" / "manifest.json").is_file()
+
+    (again,) = load_jobs(result.folder / "best.yaml")
+    assert again.training.start is None
+    (summary,) = run([again]).jobs
+    assert summary["weights_sha256"] == best.summaries[0]["weights_sha256"]
+    assert summary["evaluation"] == best.summaries[0]["evaluation"]
+
+
+def _interrupts_once() -> Callable[[object], None]:
+    """Ctrl-C, as soon as a trial has been measured after ten steps."""
+    asked = threading.Event()
+
+    def heard(event: object) -> None:
+        far = isinstance(event, SearchProgress) and any(t.step >= 10 for t in event.trials)
+        if far and not asked.is_set():
+            asked.set()
+            _thread.interrupt_main()
+
+    return heard
+
+
+def test_an_interrupted_population_ends_as_one_that_was_not(
+    tmp_path: Path, listening: None
+) -> None:
+    ends = []
+    for name in ("whole", "cut"):
+        job = {**searches.raw_job(), "storage": str(tmp_path / name)}
+        search = searches.search(
+            job,
+            space={LR: {"loguniform": [1e-3, 1e-1]}},
+            budget={"trials": 3},
+            scheduler={"kind": "pb2", "every_steps": 5},
+        )
+        if name == "cut":
+            with pytest.raises(Interrupted):
+                run_search(search, parallel=1, on_event=_interrupts_once())
+            result = run_search(search, parallel=1, resume=True)
+        else:
+            result = run_search(search, parallel=1)
+        ends.append([state.summaries[0]["weights_sha256"] for state in result.trials])
+    assert ends[0] == ends[1]

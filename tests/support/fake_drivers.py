@@ -56,7 +56,12 @@ class FakeDriver:
     stage: Stage
 
     def run(
-        self, jobs: Sequence[JobSpec], run_ids: Sequence[str], *, resume: bool
+        self,
+        jobs: Sequence[JobSpec],
+        run_ids: Sequence[str],
+        *,
+        resume: bool,
+        pause_at: int | None = None,
     ) -> dict[str, Any]:
         stage, name = self.stage, jobs[-1].name
         with stage.lock:

@@ -368,7 +368,7 @@ def test_the_table_has_the_best_first_and_the_best_job_is_a_job(tmp_path: Path) 
     assert plain["best"] == 1 and plain["front"] == [0, 1]
     assert plain["trials"][0]["goals"] == {"student.loss": 3.0, "summary.parameters": 1.0}
     file = tmp_path / "best.yaml"
-    file.write_text(best_job(search, states[1]))
+    file.write_text(best_job(search, states.__getitem__, 1))
     (job,) = load_jobs(file)
     assert job == trial_job(search, states[1].settings, "small")
 

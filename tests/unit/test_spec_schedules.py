@@ -5,7 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from orchestrator.errors import SpecError
 from orchestrator.spec import JobSpec
+from orchestrator.spec.load import validate_jobs
 
 ENTROPY = {"kind": "measure", "name": "doubt", "measure": "student_entropy"}
 FOLLOW = {"kind": "follow", "quantity": "doubt", "between": [0.0, 1.0], "low": 1.0, "high": 3.0}
@@ -89,3 +91,20 @@ def test_a_measure_of_a_role_needs_all_its_entries() -> None:
 def test_a_measure_of_a_role_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValidationError, match=r"objective\.terms\.1\.role.*'assistant'"):
         _job({"kind": "cross_entropy"}, {"kind": "measure", "measure": "gap", "role": "assistant"})
+
+
+@pytest.mark.parametrize(
+    ("lr", "words"),
+    [
+        ({"kind": "piecewise", "points": [[0, 0.1], [9, 0.0]]}, r"from 0 to 0\.1, outside \(0"),
+        ({"kind": "taid"}, r"optimizer\.lr\.kind: is taid.*counts steps"),
+        ({**RAMP, "start": 0.1}, r"optimizer\.lr\.per: is epoch.*200"),
+        ({"kind": "linaer", "start": 1, "end": 2}, "unknown kind 'linaer'.*'linear'"),
+        (-1.0, r"is -1\.0.*greater than 0"),
+    ],
+)
+def test_a_learning_rate_that_moves_is_above_0_and_counts_steps(lr: Any, words: str) -> None:
+    raw = _job({"kind": "cross_entropy"}).model_dump(mode="json", by_alias=True)
+    raw["training"]["optimizer"]["lr"] = lr
+    with pytest.raises(SpecError, match=words):
+        validate_jobs([raw])

@@ -220,3 +220,19 @@ def test_reading_a_checkpoint_restores_random_state(tmp_path: Path) -> None:
     first = _draw()
     _read(checkpoints, 10)
     assert _draw() == first
+
+
+def test_a_run_goes_on_from_another_ones_checkpoint(run_folder: str) -> None:
+    theirs = _at(run_folder, keep=3)
+    for step in (5, 10):
+        _write(theirs, step)
+    mine = _at(f"{run_folder}-2", run_id="a-2")
+    other = mine.of(run_folder)
+    assert other.at(5, **JOB).step == 5
+    assert _read(other, 5) == ("weights 5", {"tokens": 5})
+    assert mine.latest(**JOB) is None, "it is not its own"
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 7 \(there are: 5, 10\)"):
+        other.at(7, **JOB)
+    for changed in ({"workers": 2}, {"zero": 0}, {"data_version": "v2"}, {"seed": 8}):
+        with pytest.raises(CheckpointError, match="was written with"):
+            other.at(5, **{**JOB, **changed})

@@ -7,9 +7,21 @@ import torch
 from torch import nn
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.job import OWNED_DEEPSPEED_KEYS, JobSpec, LearningRateSpec, OptimizerSpec
+from orchestrator.spec.job import (
+    OWNED_DEEPSPEED_KEYS,
+    JobSpec,
+    LearningRateSpec,
+    OptimizerSpec,
+    TrainingSpec,
+)
 from orchestrator.spec.load import load_jobs
-from orchestrator.students.engine import deepspeed_config, learning_rate, parameter_groups
+from orchestrator.students.engine import (
+    deepspeed_config,
+    learning_rate,
+    parameter_groups,
+    rate_at,
+)
+from strategies.progress import Progress
 
 
 @pytest.mark.parametrize(
@@ -28,6 +40,21 @@ def test_rates_follow_the_schedule(decay: Any, warmup: int, expected: list[float
     spec = LearningRateSpec(warmup_steps=warmup, decay=decay, end=0.1)
     found = [learning_rate(spec, 2.0, step, 5) for step in range(5)]
     assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_peak_may_be_a_schedule() -> None:
+    lr = {"kind": "piecewise", "points": [[0, 2.0], [2, 2.0], [3, 4.0]]}
+    shape = {"warmup_steps": 2, "decay": "linear", "end": 0.1}
+    training = TrainingSpec.model_validate(
+        {
+            "steps": 5,
+            "optimizer": {"lr": lr},
+            "learning_rate": shape,
+            "checkpoint": {"every_steps": 1},
+        }
+    )
+    found = [rate_at(training, Progress(step, 5)) for step in range(5)]
+    assert found == pytest.approx([1.0, 2.0, 2.0, 2 * 1.1, 2 * 0.2])
 
 
 def test_a_job_of_one_step_has_a_rate() -> None:
