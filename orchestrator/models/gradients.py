@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from orchestrator.signals.records import INPUT
-
 from .capture import first_of
 from .forward import embedding_of, unwrapped
 
@@ -24,12 +22,13 @@ Places = dict[str, Tensor]
 
 
 @contextmanager
-def placing(module: nn.Module, paths: Sequence[str], *, text: bool) -> Iterator[Places]:
+def placing(module: nn.Module, paths: Sequence[str], entry: str, *, text: bool) -> Iterator[Places]:
     """Inside, one forward of a classifier puts what gradients may be taken by into `Places`.
 
     Args:
         module: the classifier; its forward must build a graph.
-        paths: of modules, or `INPUT`.
+        paths: of modules, or `entry`.
+        entry: what stands for the model's input.
         text: whether its input is a text's tokens, which are then seen once embedded.
 
     Raises:
@@ -44,7 +43,7 @@ def placing(module: nn.Module, paths: Sequence[str], *, text: bool) -> Iterator[
 
     def features(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
         floats = [name for name, value in named.items() if value.is_floating_point()]
-        return arguments, {**named, floats[0]: by(INPUT, named[floats[0]])}
+        return arguments, {**named, floats[0]: by(entry, named[floats[0]])}
 
     def given(path: str) -> Any:
         def hook(_: nn.Module, inputs: Any, output: Any) -> Any:
@@ -59,12 +58,12 @@ def placing(module: nn.Module, paths: Sequence[str], *, text: bool) -> Iterator[
     modules = dict(unwrapped(module).named_modules())
     with ExitStack() as hooks:
         for path in paths:
-            if path != INPUT:
+            if path != entry:
                 handle = modules[path].register_forward_hook(given(path))
             elif text:
                 embedding = embedding_of(module)
                 assert embedding is not None  # `Inside.input_width` has said so
-                handle = embedding.register_forward_hook(given(INPUT))
+                handle = embedding.register_forward_hook(given(entry))
             else:
                 handle = module.register_forward_pre_hook(features, with_kwargs=True)
             hooks.callback(handle.remove)

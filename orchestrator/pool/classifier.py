@@ -13,6 +13,7 @@ from orchestrator.data import Reading, inputs_of
 from orchestrator.errors import SpecError
 from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
+    INPUT,
     FullAsk,
     GradientsAsk,
     HeadRecord,
@@ -144,7 +145,10 @@ class ClassifierEngine:
         from orchestrator.signals.encodings import RoleOutputs
 
         inputs, text = self._inputs(samples), self._reading.input is None
-        with torch.enable_grad(), placing(self._loaded.module, ask.layers, text=text) as places:
+        with (
+            torch.enable_grad(),
+            placing(self._loaded.module, ask.layers, INPUT, text=text) as places,
+        ):
             logits = classify(self._loaded.module, inputs)
             found = confidence_gradients(logits, places, create_graph=False)
         mask = inputs.get("attention_mask")

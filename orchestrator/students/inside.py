@@ -21,6 +21,7 @@ from orchestrator.models.forward import unwrapped
 from orchestrator.models.gradients import by_sample as of_samples
 from orchestrator.models.gradients import confidence_gradients, placing
 from orchestrator.planner.layer_maps import LayerMaps
+from orchestrator.signals.records import INPUT
 from strategies.contract import Batch, Outputs
 
 Outcomes = dict[str, Tensor]
@@ -137,7 +138,7 @@ class Inside(nn.Module):
 
         with (
             watching(unwrapped(model), self.wanted.paths, see),
-            placing(model, self.wanted.gradients, text=text) as places,
+            placing(model, self.wanted.gradients, INPUT, text=text) as places,
         ):
             yield Taken(layers, attention, places)
 

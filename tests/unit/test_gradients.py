@@ -157,7 +157,7 @@ def test_nothing_of_the_model_is_changed() -> None:
     module = engine._loaded.module
     x = torch.randn(3, 64)
     before = classify(module, {"features": x}).detach()
-    with placing(module, (INPUT, "blocks.0"), text=False) as places:
+    with placing(module, (INPUT, "blocks.0"), INPUT, text=False) as places:
         logits = classify(module, {"features": x})
         confidence_gradients(logits, places, create_graph=False)
     assert torch.equal(logits, before) and not x.requires_grad
@@ -232,7 +232,7 @@ def test_the_term_and_its_pull_on_the_weights_are_those_of_the_papers_equation()
 def test_one_network_twice_gives_zero_and_the_scale_of_gradients_does_not_matter() -> None:
     torch.manual_seed(3)
     student, x = Smooth().double(), torch.randn(5, 4, dtype=torch.float64)
-    with placing(student, (INPUT,), text=False) as places:
+    with placing(student, (INPUT,), INPUT, text=False) as places:
         own = confidence_gradients(classify(student, {"features": x}), places, create_graph=False)
     assert float(loss_of(student, x, own[INPUT]).detach()) < 1e-12
     theirs = torch.randn(5, 4, dtype=torch.float64)

@@ -41,7 +41,11 @@ def _student(site: Site, batch: Batch, *, text: bool) -> Tensor:
     """The student's gradients of the N samples."""
     model = site.engine.whole_module.model
     assert isinstance(model, torch.nn.Module)  # of a `StudentModule`
-    with torch.enable_grad(), evaluating(model), placing(model, (INPUT,), text=text) as places:
+    with (
+        torch.enable_grad(),
+        evaluating(model),
+        placing(model, (INPUT,), INPUT, text=text) as places,
+    ):
         logits = classify(model, batch.inputs)
         found = confidence_gradients(logits, places, create_graph=False)
     return by_sample(found[INPUT], batch.inputs.get("attention_mask"))[batch.mask[:, 0]]
