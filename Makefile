@@ -40,8 +40,10 @@ $(DOCS_STAMP): $(STAMP)
 quickstart: $(STAMP)
 	$(BIN)/stillhouse run docs/examples/quickstart.yaml
 
+# What needs no processes of its own shares the cores; the rest takes turns.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 tests/unit tests/property
+	$(BIN)/python -m pytest -m "not slow" tests/distributed tests/chaos
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -50,7 +52,7 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 check: lint
-	$(BIN)/python -m pytest tests/unit tests/property
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 tests/unit tests/property
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

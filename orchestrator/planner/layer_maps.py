@@ -163,8 +163,9 @@ class _Finder:
 
     def projectors(self, name: str, found: Sequence[tuple[str, str]]) -> list[Projector]:
         """One for each pair, where the term has them."""
-        projects = isinstance(self.term, HiddenStatesSpec | ImportedFeaturesSpec)
-        kind = self.term.projector if projects else "none"
+        if not isinstance(self.term, HiddenStatesSpec | ImportedFeaturesSpec):
+            return []
+        kind = self.term.projector
         if kind == "none":
             return []
         widths = [
