@@ -48,7 +48,7 @@ class House:
                 "workers": self.workers,
                 "zero": self.zero,
                 "resources": {"cpus": 0.25},
-                "optimizer": {"lr": 3e-3, "eps": 1e-3},
+                "optimizer": {"lr": 1e-2, "eps": 1e-3},
                 "checkpoint": {"every_steps": every},
             },
             evaluation={
@@ -109,7 +109,7 @@ def test_the_student_turns_to_where_the_role_looks(alone: Played) -> None:
     summary, metrics = alone["whole"]
     for term in ("by_input", "by_layers"):
         ways = [metrics[step][f"loss/{term}"] for step in sorted(metrics)]
-        assert all(0 < way <= 4 for way in ways) and ways[-1] < ways[0]
+        assert all(0 < way <= 4 for way in ways) and sum(ways[-3:]) < sum(ways[:3])
     found = summary["evaluation"]["diagnostics"]
     assert found["input_gradients"]["places"] == 64
     assert -1 <= found["input_gradients"]["cosine"] <= 1
