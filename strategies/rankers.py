@@ -61,9 +61,9 @@ class RankTerm:
             case BprSpec(negatives=negatives):
                 pairs = (users.items >= 0).sum(1) * lacking.any(1) * negatives
             case StratifiedPairsSpec(strata=strata, pairs=wanted):
-                number = self.stratum
+                stratum = self._known_stratum
                 shares = enumerate(shares_of(wanted, strata))
-                enough = [(lacking & (number == s)).sum(1).ge(2) * share for s, share in shares]
+                enough = [(lacking & (stratum == s)).sum(1).ge(2) * share for s, share in shares]
                 pairs = torch.stack(enough)
             case _:
                 raise TypeError(f"{type(self.spec).__name__} has no arithmetic")
@@ -94,13 +94,13 @@ class RankTerm:
         owned = users.owns(self._items)
         if isinstance(spec, BprSpec):
             return bpr_pairs(users.items, owned, key, spec.negatives)
-        assert isinstance(spec, StratifiedPairsSpec) and self.stratum is not None
+        assert isinstance(spec, StratifiedPairsSpec)
         signal = signals[spec.role]
         if not isinstance(signal, DenseSignal):
             raise ValueError(f"{self.name} needs all scores of {spec.role!r}; use encoding full")
         self._check(f"role {spec.role!r}", signal.logits)
         return stratified_pairs(
-            signal.logits, owned, self.stratum, key, spec.pairs, spec.decay, spec.kept
+            signal.logits, owned, self._known_stratum, key, spec.pairs, spec.decay, spec.kept
         )
 
     @property
@@ -108,6 +108,11 @@ class RankTerm:
         if self.items is None:
             raise ValueError(f"{self.name} needs the popularity of items, and none has been given")
         return self.items
+
+    @property
+    def _known_stratum(self) -> Tensor:
+        assert self.stratum is not None  # there where items are
+        return self.stratum
 
     def _check(self, who: str, scores: Tensor) -> None:
         if scores.shape[1] != self._items:
