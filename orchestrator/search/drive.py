@@ -112,9 +112,12 @@ def _in_rounds(
     suggestions = _suggestions(search, board, skipped, crew, telling, {})
     goals = search.spec.goals
     crew.start()
-    rounds = Rounds(
-        lambda: Umpire(goals, board, decider, suggestions, whistle, lanes, telling.changed), crew
-    )
+
+    def umpire() -> Umpire:
+        changed, stopping = telling.changed, lambda: crew.stopping
+        return Umpire(goals, board, decider, suggestions, whistle, lanes, changed, stopping)
+
+    rounds = Rounds(umpire, crew)
     interrupted = _wait(crew, rounds, lambda: None, telling)
     crew.close()
     return _ended(interrupted, crew, rounds)

@@ -11,7 +11,7 @@ class TrialLine:
     """Where one trial is."""
 
     number: int
-    status: str  # waiting, running, done, stopped, failed
+    status: str  # waiting, running, paused, done, stopped, failed
     values: tuple[tuple[str, str], ...]  # what is tried, as people read it
     step: int
     steps: int | None  # None: known once it runs

@@ -73,6 +73,7 @@ class Umpire:
         whistle: the crew's exchange.
         lanes: legs side by side.
         changed: called after each change on the board.
+        stopping: whether nothing is to begin, and so nothing to be decided, any more.
     """
 
     def __init__(
@@ -84,10 +85,11 @@ class Umpire:
         whistle: Whistle,
         lanes: int,
         changed: Callable[[], None],
+        stopping: Callable[[], bool],
     ) -> None:
         self._goals, self._board, self._decider = goals, board, decider
         self._searcher, self._whistle, self._lanes = searcher, whistle, lanes
-        self._changed = changed
+        self._changed, self._stopping = changed, stopping
         self._ids: dict[int, str] = {}  # number of a trial -> what the searcher calls it
         self._away: set[int] = set()  # trials whose leg is with the crew
         self._closed = False
@@ -123,13 +125,17 @@ class Umpire:
         trial_id = f"trial-{len(self._ids)}"
         found = self._searcher.suggest(trial_id)
         if not isinstance(found, dict):
-            self._closed = True
+            # A searcher that is told to stop says the same as one that has no more: what is decided
+            # of a population must not depend on when it was interrupted.
+            self._closed = not self._stopping()
             return False
         self._ids[int(found["number"])] = trial_id
         return True
 
     def _decide(self) -> bool:
         """Write down what the scheduler wants now; whether it wanted something."""
+        if self._stopping():
+            return False
         states, out = self._board.states, frozenset(self._out)
         commands = self._decider.commands(states, out, self._closed)
         for command in commands:

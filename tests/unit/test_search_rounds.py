@@ -1,6 +1,7 @@
 """Schedulers in rounds: HyperBand's table, what a population may vary, lanes that go in legs."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,14 @@ class Draws:
 
     def __init__(self, board: Board, settings: list[dict[str, float]]) -> None:
         self._board, self._settings, self._next = board, settings, 0
+        self.stopping: Callable[[], bool] = lambda: False
         self.told: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> Any:
-        number, self._next = self._next, self._next + 1
+        number, known = self._next, len(self._board.states)
+        if number >= known and self.stopping():
+            return "FINISHED"
+        self._next += 1
         if number >= len(self._settings):
             return "FINISHED"
         if number not in {state.number for state in self._board.states}:
@@ -149,7 +154,13 @@ class Draws:
 MEMBERS = [{LR: 0.002 * (k + 1), WEIGHT: 0.5 + 0.3 * k} for k in range(4)]
 
 
-def _life(search: Search, path: Path, bench: Bench, stop_at: tuple[str, int] | None = None) -> Any:
+def _life(
+    search: Search,
+    path: Path,
+    bench: Bench,
+    stop_at: tuple[str, int] | None = None,
+    lanes: int = 2,
+) -> Any:
     """One life of a search; its states, and what its searcher was told."""
     folder = Folder(path, str(path / "runs"), str(path), "search-run")
     decider = decider_of(search)
@@ -163,15 +174,17 @@ def _life(search: Search, path: Path, bench: Bench, stop_at: tuple[str, int] | N
             lambda number: trial_jobs(search, board.state, number, folder),
             bench.drivers(),
             whistle,
-            2,
+            lanes,
             lambda event: None,
             lambda: None,
         )
         if stop_at is not None:
             bench.held = frozenset({stop_at})
             bench.before = lambda name, step: crew.stop() if (name, step) == stop_at else None
+        searcher.stopping = lambda: crew.stopping
         crew.start()
-        umpire = Umpire(search.spec.goals, board, decider, searcher, whistle, 2, lambda: None)
+        goals, stopping = search.spec.goals, searcher.stopping
+        umpire = Umpire(goals, board, decider, searcher, whistle, lanes, lambda: None, stopping)
         while not crew.stopping and not umpire.advance(0.05):
             pass
         crew.close()
@@ -215,25 +228,46 @@ def test_the_best_trials_job_run_from_its_beginning_gives_its_student(
     assert lr["kind"] == "piecewise" and lr["points"][0][0] == 0
 
 
-@pytest.mark.parametrize("stop_at", [("small-t1", 5), ("small-t2-1", 10), ("small-t0-3", 20)])
+@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("stop_at", [("small-t1", 5), ("small-t2-1", 10)])
 def test_a_population_that_was_stopped_decides_what_it_would_have(
-    tmp_path: Path, stop_at: tuple[str, int]
+    tmp_path: Path, stop_at: tuple[str, int], lanes: int
 ) -> None:
     for name in ("whole", "cut"):
         (tmp_path / name).mkdir()
     search = _search()
     whole, _ = _life(search, tmp_path / "whole", _bench())
     bench = _bench()
-    first, _ = _life(search, tmp_path / "cut", bench, stop_at if stop_at[1] < 20 else None)
-    if stop_at[1] < 20:
-        assert any(state.status != "done" for state in first)
+    first, _ = _life(search, tmp_path / "cut", bench, stop_at, lanes)
+    assert any(state.status != "done" for state in first)
     bench.held, bench.before = frozenset(), lambda name, step: None
-    second, _ = _life(search, tmp_path / "cut", bench)
+    second, _ = _life(search, tmp_path / "cut", bench, None, lanes)
     assert decisions(second) == decisions(whole)
     assert [s.results for s in second] == [s.results for s in whole]
     assert [goal_values(s, search.spec.goals) for s in second] == [
         goal_values(s, search.spec.goals) for s in whole
     ]
+
+
+def test_nothing_is_decided_of_a_population_that_is_not_complete(tmp_path: Path) -> None:
+    """Stopped while the first of its members waits for the others, which nobody has drawn yet."""
+    search = _search()
+    with open_journal(tmp_path / "journal.jsonl") as journal:
+        board, decider = Board(journal), decider_of(search)
+        assert decider is not None
+        board.note("trial", 0, settings=MEMBERS[0])
+        board.note("leg", 0, until=5, numbers=MEMBERS[0])
+        board.note("run", 0, run_id="a")
+        board.note("result", 0, step=5, value=1.0)
+        board.note("paused", 0)
+        searcher = Draws(board, MEMBERS)
+        searcher.stopping = lambda: True
+        goals = search.spec.goals
+        umpire = Umpire(
+            goals, board, decider, searcher, Whistle(), 1, lambda: None, searcher.stopping
+        )
+        umpire.advance(0.0)
+        assert len(board.state(0).legs) == 1 and len(board.states) == 1
 
 
 def test_a_member_that_fails_is_left_behind_and_reported(tmp_path: Path) -> None:
