@@ -193,15 +193,17 @@ def test_labelling_that_cannot_all_fit_is_refused_before_anything_is_asked(stage
 
 
 @pytest.fixture
-def held(stage: Stage) -> Iterator[Path]:
-    """A labelled cache whose writer is this process: for the stage, another session."""
+def held(stage: Stage, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A labelled cache whose writer is this process: for the stage, another session.
+
+    A folder for each test: the stage's owner of the one before may still be about to write there.
+    """
     stage.session.label_job(stage.job("cache-first"), "label-6", {})
     stage.published("cache-first")
-    folder = stage.root / "cache-held"
+    folder = stage.root / f"cache-held-{request.node.name}"
     shutil.copytree(stage.root / "cache-first", folder)
     with Store.open(folder, 1 << 30):
         yield folder
-    shutil.rmtree(folder)
 
 
 def test_a_second_session_reads_and_computes_the_rest_and_says_so_once(
