@@ -134,7 +134,7 @@ def maps() -> Any:
     pairs = {name: (Pair(LAYER, "theirs"),) for name in names}
     pairs["hidden_states"] = (Pair(LAYER, "theirs", "map"),)
     projector = Projector("map", "linear", LAYER, LAYER_WIDTH, ROLE_WIDTH)
-    return LayerMaps(pairs, (LAYER,), (), (projector,))
+    return LayerMaps(pairs, layers=(LAYER,), projectors=(projector,))
 
 
 def take_step(way: Way, folder: Path, rank: int) -> None:
