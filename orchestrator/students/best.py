@@ -30,16 +30,18 @@ def better(
         evaluation: what was measured.
 
     Raises:
-        SpecError: nothing of what was measured is that number, though its part was.
+        SpecError: nothing of what was measured is that number, though its part was; or it is not
+            finite.
     """
     value = number_at(evaluation, spec.metric)
     if value is None:
-        part, _, rest = spec.metric.rpartition(".")
-        if rest and number_at(evaluation, part) is None and not _has(evaluation, part):
+        # A number without a part is one of the usual, which have always this one beside them.
+        part = spec.metric.rpartition(".")[0] or "positions"
+        if not _has(evaluation, part):
             return best  # it was not due
         raise SpecError(
             "training.checkpoint.best.metric",
-            f"is {spec.metric}, which evaluation does not have",
+            f"is {spec.metric}, of which evaluation has no finite number",
             nearest(spec.metric, list(paths_of(evaluation))),
         )
     if best is not None and not _beats(spec, value, best.value):

@@ -15,7 +15,7 @@ LOW, HIGH = BestSpec(), BestSpec(metric="student.accuracy", better="higher")
 
 
 def seen(loss: float, accuracy: float) -> dict[str, Any]:
-    return {"student": {"loss": loss, "accuracy": accuracy}}
+    return {"positions": 8, "kl": loss, "student": {"loss": loss, "accuracy": accuracy}}
 
 
 def test_the_best_is_the_first_of_the_best() -> None:
@@ -36,6 +36,18 @@ def test_an_evaluation_where_the_number_was_not_due_changes_nothing() -> None:
 def test_a_number_that_evaluation_does_not_have_is_refused_with_the_nearest() -> None:
     with pytest.raises(SpecError, match=r"student\.lss.*student\.loss"):
         better(BestSpec(metric="student.lss"), None, 5, seen(0.1, 1.0))
+
+
+def test_a_misspelt_number_without_a_part_is_refused_and_not_taken_for_one_not_due() -> None:
+    spec = BestSpec(metric="kll")
+    assert better(spec, None, 5, {"diagnostics": {"objective": {"total": 1.0}}}) is None
+    with pytest.raises(SpecError, match=r"is kll.*kl"):
+        better(spec, None, 5, seen(0.1, 1.0))
+
+
+def test_a_number_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(SpecError, match="no finite number"):
+        better(LOW, Best(3, 1.0), 5, seen(float("nan"), 1.0))
 
 
 @pytest.mark.parametrize(
