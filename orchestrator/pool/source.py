@@ -3,8 +3,7 @@
 A question names samples and positions; it becomes wants, one for each record that could answer it.
 A thread per question takes what the client remembers, claims the rest, reads what is there, asks
 the pool for what it has to compute, hands that to the cache, and only then waits for what others
-compute. So nobody who computes waits
-for anybody, and questions cannot wait in a circle. Ray room.
+compute. So nobody who computes waits for anybody, and questions cannot wait in a circle. Ray room.
 
 Shape letters: S samples, M tokens of all samples, N wanted positions.
 """
