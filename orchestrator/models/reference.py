@@ -101,9 +101,7 @@ def blocks(
     Raises:
         ValueError: a size is not positive, or the activation is unknown.
     """
-    _check(
-        activation, inputs=inputs, classes=classes, width=width, depth=depth, features=features
-    )
+    _check(activation, inputs=inputs, classes=classes, width=width, depth=depth, features=features)
     return Blocks(inputs, classes, width, depth, features, _ACTIVATIONS[activation])
 
 

@@ -1,6 +1,7 @@
 """Published methods, each a file and one line here. Pydantic only.
 
-`recipe: {kind: ...}` in an objective expands to terms; the resolved job records both.
+`recipe: {kind: ...}` in an objective expands to terms; the resolved job records both. One from
+elsewhere is `recipe: {kind: import, target: ...}`.
 """
 
 from typing import Annotated, get_args
@@ -28,6 +29,7 @@ from .fsp import Fsp
 from .gjsd import GeneralisedJSD
 from .gradient_kd import GradientKD
 from .hard_labels import HardLabels
+from .imported import ImportedRecipe
 from .ka_shift import KAShift
 from .ka_smooth import KASmooth
 from .kd_pt import KDpt
@@ -49,7 +51,7 @@ from .total_variation import TotalVariation
 from .universal import Universal
 from .unkd import UnKD
 
-RecipeSpec = Annotated[
+_Published = (
     ForwardKL
     | ReverseKL
     | SymmetricKL
@@ -89,12 +91,12 @@ RecipeSpec = Annotated[
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
-    | UnKD,
-    Field(discriminator="kind"),
-]
+    | UnKD
+)
+
+RecipeSpec = Annotated[_Published | ImportedRecipe, Field(discriminator="kind")]
 
 RECIPES: dict[str, type[Recipe]] = {
-    get_args(recipe.model_fields["kind"].annotation)[0]: recipe
-    for recipe in get_args(get_args(RecipeSpec)[0])
+    get_args(recipe.model_fields["kind"].annotation)[0]: recipe for recipe in get_args(_Published)
 }
-"""By kind, in the order of the union."""
+"""Published ones by kind, in the order of the union."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from .features import (
     AttentionMapsSpec,
@@ -319,7 +319,7 @@ class MeasureTerm(TermBase):
 class ImportedTerm(TermBase):
     """A term of one's own: `package.module:function` called with `arguments`.
 
-    It returns a `strategies.contract.OwnTerm`. Nothing of this project has to change.
+    It returns a `strategies.contract.CustomTerm`. Nothing of this project has to change.
     """
 
     encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
@@ -329,10 +329,16 @@ class ImportedTerm(TermBase):
     """Served roles that it asks."""
     arguments: dict[str, Any] = {}
     """Given to the function by name."""
+    group: PositiveInt | None = None
+    """Rows that it compares with each other; divides training.micro_batch."""
 
     @property
     def served_roles(self) -> tuple[str, ...]:
         return tuple(self.roles)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return () if self.group is None else (self.group,)
 
 
 TermSpec = Annotated[
