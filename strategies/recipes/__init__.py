@@ -12,6 +12,7 @@ from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
 from .attention_transfer import AttentionTransfer
 from .base import Recipe as Recipe
+from .blockwise_logits import BlockwiseLogits
 from .btkd import Btkd
 from .condensation import Condensation
 from .continuation_kd import ContinuationKD
@@ -34,9 +35,10 @@ from .kd_pt import KDpt
 from .kd_sim import KDsim
 from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
+from .modified_gradient import ModifiedGradient as ModifiedGradient
 from .multi_teacher import MultiTeacher
 from .objective_adjustment import ObjectiveAdjustment
-from .partial_variance import PartialVariance
+from .partial_variance import PartialVariance as PartialVariance
 from .relational import Relational
 from .reverse_kl import ReverseKL
 from .sequence_kd import SequenceKD
@@ -82,6 +84,7 @@ RecipeSpec = Annotated[
     | AnnealingKD
     | ContinuationKD
     | PartialVariance
+    | ModifiedGradient
     | FitNet
     | AttentionTransfer
     | SimilarityPreserving
@@ -89,6 +92,7 @@ RecipeSpec = Annotated[
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
+    | BlockwiseLogits
     | UnKD,
     Field(discriminator="kind"),
 ]
