@@ -12,7 +12,7 @@ from orchestrator.planner.layer_maps import LayerMaps, Projector
 from orchestrator.spec.models import ModelSpec
 from orchestrator.students.inside import Inside
 from orchestrator.students.module import StudentModule
-from strategies.contract import IGNORED, Batch, Outputs
+from strategies.contract import IGNORED, Batch, Outputs, Signals
 from strategies.objective import Objective, build_objective
 from strategies.pairs import Pair
 from strategies.progress import Progress
@@ -62,6 +62,33 @@ def mlp(seed: int, dtype: str = "float32", **arguments: Any) -> Loaded:
     return classifier("mlp", seed, dtype, **named)
 
 
+class Linear(nn.Module):
+    """Softmax-linear."""
+
+    def __init__(self, inputs: int, classes: int, seed: int) -> None:
+        super().__init__()
+        make = torch.Generator().manual_seed(seed)
+        self.head = nn.Linear(inputs, classes)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=make)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[R, inputs] -> [R, classes]."""
+        return self.head(features)
+
+
+def linear(seed: int, inputs: int = 8, classes: int = 4) -> Loaded:
+    """A softmax-linear classifier."""
+    module = Linear(inputs, classes, seed)
+    return Loaded(module, "classifier", classes, inputs, "none", None, "sdpa")
+
+
+def in_float64(loaded: Loaded) -> Loaded:
+    """The same model, in place."""
+    loaded.module.double()
+    return loaded
+
+
 def resident(loaded: Loaded) -> ResidentRole:
     """The role as a worker has it: frozen, in evaluation mode."""
     loaded.module.requires_grad_(False).eval()
@@ -92,18 +119,21 @@ def loss_of(
     batch: Batch,
     positions: float | None = None,
     at: Progress | None = None,
+    signals: Signals | None = None,
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of a micro-batch, and each term's sum.
 
     Args:
         module: the student's.
-        objective: of terms that ask nobody else.
+        objective: of the job.
         batch: a micro-batch.
         positions: what sums are divided by; None: those of the batch.
         at: the step.
+        signals: of roles that are served.
     """
+    served = signals or {}
     plain = objective.numbers(at or Progress(0, 10), objective.start())
-    counts = objective.counts(batch, {})
+    counts = objective.counts(batch, served)
     scales = {
         name: plain[f"{name}.weight"] / (positions or max(float(count), 1.0))
         for name, count in counts.items()
@@ -111,7 +141,7 @@ def loss_of(
     sums: dict[str, float] = {}
 
     def consume(outputs: Outputs) -> Tensor:
-        loss, totals = objective.loss(outputs, batch, {}, plain, scales)
+        loss, totals = objective.loss(outputs, batch, served, plain, scales)
         sums.update({name: float(total) for name, total in totals.items()})
         return loss
 
