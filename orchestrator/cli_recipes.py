@@ -211,7 +211,10 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
-    names = {str: "text", int: "whole number", float: "number", type(None): "absent"}
+    names = {
+        **{str: "text", int: "whole number", float: "number"},
+        **{bool: "true or false", type(None): "absent"},
+    }
     return names[annotation]
 
 
@@ -232,4 +235,6 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         flow = {"default_flow_style": True, "sort_keys": False, "width": 200}
         return yaml.safe_dump(_schedule(value), **flow).strip()
+    if isinstance(value, bool):
+        return str(value).lower()
     return "absent" if value is None else str(value)

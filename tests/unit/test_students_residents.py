@@ -207,7 +207,7 @@ def _pair(ours: str, theirs: str) -> LayerMaps:
             {
                 "objective": {
                     "recipe": {"kind": "modified_gradient", "unbiased": True},
-                    "between_epochs": {"kind": "condense", "keep": 0.5},
+                    "between_epochs": {"kind": "condense", "every": 2, "keep": 0.5, "stages": 1},
                 }
             },
             r"objective\.between_epochs: is condense.*unbiased",
