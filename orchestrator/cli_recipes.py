@@ -159,7 +159,7 @@ def _print_table() -> None:
 def _passes(recipe: Recipe) -> str:
     """Teacher passes a sample: one for each thing asked of a role, fewer where some are chosen."""
     selected = recipe.select()
-    count = len(recipe.asks)
+    count = sum(what != "resident" for _, what in recipe.asks)
     return f"{count * selected.share:g}" if selected is not None else str(count)
 
 
@@ -168,7 +168,9 @@ def _asks(recipe: Recipe) -> str:
         return "no role"
     passes = _passes(recipe)
     plural = "" if passes == "1" else "es"
-    return f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    served = f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    beside = ", ".join(role for role, what in recipe.asks if what == "resident")
+    return f"{served}; the weights of {beside} beside the student" if beside else served
 
 
 def _bytes(recipe: Recipe) -> Mapping[str, int]:
@@ -209,7 +211,10 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
-    names = {str: "text", int: "whole number", float: "number", type(None): "absent"}
+    names = {
+        **{str: "text", int: "whole number", float: "number"},
+        **{bool: "true or false", type(None): "absent"},
+    }
     return names[annotation]
 
 
@@ -230,4 +235,6 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         flow = {"default_flow_style": True, "sort_keys": False, "width": 200}
         return yaml.safe_dump(_schedule(value), **flow).strip()
+    if isinstance(value, bool):
+        return str(value).lower()
     return "absent" if value is None else str(value)

@@ -11,12 +11,13 @@ depend on how a batch was cut.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from .specs import Number
+from .specs.term import LooksAt
 
 IGNORED = -100
 """Target of a position that bears no loss."""
@@ -151,9 +152,63 @@ class GradientsSignal:
 
 
 LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
-Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal
+
+
+class Resident(Protocol):
+    """A role's own weights beside the student, frozen and in evaluation mode.
+
+    Answers an ask of kind `resident`: about any batch, and what depends on the student too.
+    """
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """By parameter name, those of tied ones once."""
+        ...
+
+    @property
+    def mean_gradient(self) -> Mapping[str, Tensor] | None:
+        """`gradient` of all training data over their positions; None: no term has asked for it."""
+        ...
+
+    def gradient(self, batch: "Batch") -> Mapping[str, Tensor]:
+        """Of the summed cross entropy against a batch's N labels, by each of `weights`.
+
+        Float32 or better; zeros where N = 0.
+        """
+        ...
+
+    def outputs(self, batch: "Batch", given: Mapping[str, Tensor] | None = None) -> "Outputs":
+        """What the role says of a batch, differentiable by what is given.
+
+        Args:
+            batch: of the student's own inputs.
+            given: by module path, what takes the place of the module's output, whole, its channels
+                the role's own (`Outputs.whole`).
+        """
+        ...
+
+    def signal(self, batch: "Batch") -> LogitSignal:
+        """The same as a constant, as if it had been served."""
+        ...
+
+
+Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal | Resident
 Signals = Mapping[str, Signal]
 """By `Ask.key`; every signal covers the N loss-bearing positions of its batch, in order."""
+
+
+def resident_of(signals: Signals, role: str) -> Resident:
+    """A role's own weights.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    found = signals.get(Ask(role, "resident").key)
+    if found is None:
+        raise ValueError(
+            f"the weights of role {role!r} are not beside the student; give them to build_objective"
+        )
+    return cast(Resident, found)  # what is under such a key
 
 
 def logit_signals(signals: Signals) -> dict[str, LogitSignal]:
@@ -176,6 +231,11 @@ class Outputs:
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # [N, heads, T], as the signal's
     projected: Mapping[str, Tensor] = field(default_factory=dict)  # by projector, as `layers`
     gradients: Mapping[str, Tensor] = field(default_factory=dict)  # as the signal's, of a graph
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """By module path or projector: all rows and positions, as the module or projector gave them."""
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, those that are trained; where a role's weights are beside them, and ZeRO is below 3.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,9 +243,9 @@ class Ask:
     """What a term wants to know of a role."""
 
     role: str
-    kind: Literal["logits", "layers", "attention", "gradients"] = "logits"
+    kind: LooksAt = "logits"
     layers: tuple[str, ...] = ()
-    """Module paths; of asks that are not about logits."""
+    """Module paths; of asks that are about layers."""
 
     @property
     def key(self) -> str:

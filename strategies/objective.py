@@ -10,7 +10,7 @@ one chunked pass; terms that look inside, and those of another kind (`OwnTerm`),
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,17 @@ from torch import Tensor
 
 from . import measuring, schedules
 from .adaptive import Memory, first_memory, observed, quantity_of
-from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term, logit_signals
+from .contract import (
+    Ask,
+    Batch,
+    CustomTerm,
+    Outputs,
+    OwnTerm,
+    Resident,
+    Signals,
+    Term,
+    logit_signals,
+)
 from .features import FeatureTerm
 from .linear import logits_loss, vocabulary_loss
 from .measuring import Wanted, measure
@@ -26,8 +36,10 @@ from .pairs import Pairs
 from .parts import Part
 from .progress import Progress
 from .rankers import rank_term
+from .resident import resident_term
 from .specs import (
     AdaptiveSchedule,
+    BlockwiseLogitsSpec,
     CrossEntropySpec,
     DivergenceSpec,
     FeatureTermSpec,
@@ -38,6 +50,7 @@ from .specs import (
     Number,
     ObjectiveSpec,
     RankTermSpec,
+    RoleGradientSpec,
     RoleTerm,
     TermSpec,
 )
@@ -50,11 +63,14 @@ State = dict[str, Memory]
 Known = Mapping[Wanted, Tensor]
 """Measures of a batch, [N] each."""
 
-_PART_FIELDS = {field.name for field in fields(Part)}
+_PART_FIELDS = {each.name for each in fields(Part)}
 
 
 def build_objective(
-    spec: ObjectiveSpec, pairs: Pairs | None = None, popularity: Tensor | None = None
+    spec: ObjectiveSpec,
+    pairs: Pairs | None = None,
+    popularity: Tensor | None = None,
+    residents: Mapping[str, Resident] | None = None,
 ) -> "Objective":
     """The callables of a spec.
 
@@ -64,6 +80,7 @@ def build_objective(
             computed.
         popularity: [V] int64: users that are trained on each item; without it terms on the order
             of items cannot be computed.
+        residents: by role, what is beside the student; terms that want another cannot be computed.
     """
     pairs = pairs or {}
     terms: list[VocabularyTerm] = []
@@ -73,6 +90,8 @@ def build_objective(
     for name, term in zip(spec.names, spec.terms, strict=True):
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
+        elif isinstance(term, RoleGradientSpec | BlockwiseLogitsSpec):
+            others.append(resident_term(name, term, pairs.get(name, ())))
         elif isinstance(term, RankTermSpec):
             others.append(rank_term(name, term, popularity))
         elif isinstance(term, FeatureTermSpec):
@@ -82,7 +101,8 @@ def build_objective(
             watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
-    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched))
+    beside = {Ask(role, "resident").key: one for role, one in (residents or {}).items()}
+    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), beside)
 
 
 def _imported(spec: ImportedTerm | ImportedFeaturesSpec) -> Any:
@@ -113,8 +133,8 @@ class OutsideTerm:
     inner: CustomTerm
 
     def asks(self) -> tuple[Ask, ...]:
-        """Logits of the spec's roles."""
-        return tuple(Ask(role) for role in self.spec.served_roles)
+        """Logits of the spec's roles, and those that it wants beside the student."""
+        return tuple(Ask(role, what) for role, what in self.spec.asked)
 
     def numbers(self) -> Mapping[str, Number]:
         """The weight."""
@@ -230,6 +250,7 @@ class Objective:
     others: tuple[OwnTerm, ...] = ()
     features: tuple[FeatureTerm, ...] = ()
     watched: tuple[WatchedMeasure, ...] = ()
+    residents: Mapping[str, Resident] = field(default_factory=dict)  # by `Ask.key`
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -397,10 +418,11 @@ class Objective:
             total = term.total(outputs, batch, signals, known)
             losses.append(float(scales[term.name]) * total)
             totals[term.name] = total.detach()
+        given = {**signals, **self.residents}
         for term in self.others:
             if term not in terms:
                 continue
-            total = term.total(outputs, batch, signals, own[term.name])
+            total = term.total(outputs, batch, given, own[term.name])
             losses.append(float(scales[term.name]) * total)
             totals[term.name] = total.detach()
         return losses, totals
@@ -443,9 +465,12 @@ def _by_batch(
 
 
 def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
-    """The batch that a term sees."""
-    roles = dict.fromkeys(ask.role for ask in term.asks())
-    if asked is None or not roles:
+    """The batch that a term sees: what is beside the student only is asked about all of it."""
+    if asked is None:
+        return batch
+    asks = [ask for ask in term.asks() if ask.kind != "resident" or ask.role in asked]
+    roles = dict.fromkeys(ask.role for ask in asks)
+    if not roles:
         return batch
     first, *others = (asked[role] for role in roles)
     if any(other is not first for other in others):

@@ -135,6 +135,37 @@ def watching(
             handle.remove()
 
 
+@contextmanager
+def replacing(module: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, modules of these paths give these tensors in place of what they make.
+
+    A tensor takes the dtype and the outer form of what it replaces: flash attention runs all rows
+    end to end as one.
+
+    Raises:
+        KeyError: there is no such module.
+        ValueError: a module gave no tensor.
+    """
+    modules = dict(module.named_modules())
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            own = first_of(output)
+            if own is None:
+                raise ValueError(f"{path} gave {type(output).__name__}, and no tensor")
+            placed = given[path].to(own.dtype).reshape(own.shape)
+            return (placed, *output[1:]) if isinstance(output, tuple) else placed
+
+        return replace
+
+    handles = [modules[path].register_forward_hook(hook(path)) for path in given]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def first_of(output: Any) -> Tensor | None:
     """What a module returned, or the first part of it; None if that is no tensor."""
     first = output[0] if isinstance(output, tuple) and output else output

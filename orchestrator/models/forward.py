@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from strategies.contract import Batch, Head, Outputs
+
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model itself, without peft's wrapper. Its LoRA layers stay in place and active."""
@@ -128,6 +130,27 @@ def classify(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
             "samples; a classifier returns [samples, classes]"
         )
     return logits
+
+
+def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:
+    """What a model of ours says at the N loss-bearing positions of a batch.
+
+    Args:
+        module: causal model or classifier, by the batch's inputs.
+        head: its output head; None: it cannot be told apart, and logits are given.
+        batch: its own inputs.
+    """
+    if head is None:
+        return Outputs(logits=batch_logits(module, batch)[batch.mask])
+    hidden = forward_hidden(module, batch.inputs["input_ids"], batch.inputs["position_ids"])
+    return Outputs(hidden=hidden[batch.mask], head=head)
+
+
+def batch_logits(module: nn.Module, batch: Batch) -> Tensor:
+    """[R, T, V]; T is 1 for a classifier."""
+    if "position_ids" in batch.inputs:
+        return forward_logits(module, batch.inputs["input_ids"], batch.inputs["position_ids"])
+    return classify(module, batch.inputs).unsqueeze(1)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.models import ModelSpec
+from orchestrator.spec.models import ModelSpec, RoleSpec
 from strategies.contract import Head
 
 from .build import MODEL_ERRORS, Resolve, build_module
@@ -107,6 +107,23 @@ def load_model(
     if not for_training:
         _ = loaded.fingerprint  # of the weights as loaded: read before anyone can change them
     return loaded
+
+
+def load_role_model(role: str, spec: RoleSpec, *, device: str, seed: int) -> Loaded:
+    """A role's model, the same in a replica and beside a student: one fingerprint.
+
+    Args:
+        role: its name, for messages.
+        spec: of the role.
+        device: as of `load_model`.
+        seed: of fresh weights; the pool's.
+
+    Raises:
+        SpecError: the model cannot be loaded as asked.
+    """
+    return load_model(
+        spec, device=device, tokenizer=spec.tokenizer, seed=seed, field=f"roles.{role}"
+    )
 
 
 def _describe(module: nn.Module, made: Made | None, spec: ModelSpec, field: str) -> Loaded:

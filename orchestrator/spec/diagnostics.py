@@ -19,6 +19,9 @@ class DiagnosticBase(Spec):
     needs_labels: ClassVar[bool] = False
     """Whether it means nothing without the data's own labels."""
 
+    needs_resident: ClassVar[bool] = False
+    """Whether the role's own weights are wanted beside the student, of the student's shapes."""
+
     name: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = None
     """Where its numbers are found; absent: its kind."""
     every_steps: PositiveInt | None = None
@@ -77,6 +80,23 @@ class GradientNoiseSpec(_OfRole):
     def asks_new_things(self) -> bool:
         """Its answers about training rows are exact whatever the role's encoding."""
         return True
+
+
+class ModifiedGradientSpec(_OfRole):
+    """How near the modified gradient comes to that of distillation, at the student as it is.
+
+    arXiv:2305.17581.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    needs_resident: ClassVar[bool] = True
+
+    kind: Literal["modified_gradient"]
+    batches: PositiveInt = 16
+    """Micro-batches of training rows, over all workers."""
+    lam: Lam = 0.7
+    """Share of the role."""
 
 
 class GradientNormSpec(DiagnosticBase):
@@ -203,6 +223,7 @@ class RankingSpec(DiagnosticBase):
 
 DiagnosticSpec = Annotated[
     GradientNoiseSpec
+    | ModifiedGradientSpec
     | GradientNormSpec
     | OmegaSpec
     | FidelitySpec

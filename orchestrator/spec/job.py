@@ -412,6 +412,22 @@ class JobSpec(Spec):
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
+    def resident_roles(self) -> tuple[str, ...]:
+        """Roles whose own weights lie beside the student, on every worker."""
+        return tuple(dict.fromkeys((*self.objective.resident_roles, *self._measured_twins)))
+
+    @property
+    def twin_roles(self) -> tuple[str, ...]:
+        """Those of them whose weights must have the names and shapes of the student's."""
+        return tuple(dict.fromkeys((*self.objective.twin_roles, *self._measured_twins)))
+
+    @property
+    def _measured_twins(self) -> tuple[str, ...]:
+        wanting = (one for one in self.evaluation.diagnostics if one.needs_resident)
+        roles = (named or self.compared_role for one in wanting for named in one.asked)
+        return tuple(role for role in roles if role is not None)
+
+    @property
     def compared_role(self) -> str | None:
         """The role evaluation compares with, if all read the same ids."""
         return self.compared_with(())
@@ -686,6 +702,21 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _roles_may_lie_beside_the_student(self) -> "JobSpec":
+        for role in self.resident_roles:
+            if (why := _why_not_beside(self, role)) is not None:
+                raise refusal(*why)
+        between = self.objective.between_epochs
+        if between is not None and (whole := self.objective.whole_gradient_roles):
+            raise refusal(
+                "objective.between_epochs",
+                f"is {between.kind}, which changes the data, and the gradient of role {whole[0]} "
+                "over all of them is found once (unbiased is true)",
+                "Remove it, or set unbiased to false",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _without_a_pool_there_is_a_cache(self) -> "JobSpec":
         if isinstance(self.pool, NoPool) and not self.cache.enabled:
             raise refusal(
@@ -716,6 +747,33 @@ def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
             f"is {job.student.attention}, which has no second derivative",
             "Set it to eager",
         )
+    return None
+
+
+def _why_not_beside(job: JobSpec, role: str) -> tuple[str, str, str] | None:
+    """Why a role's weights cannot lie beside the student: field, problem, remedy. None: they can.
+
+    A role that is not defined is refused elsewhere.
+    """
+    spec = job.roles.get(role)
+    if spec is not None and spec.parallel != "none":
+        return (
+            f"roles.{role}.parallel",
+            f"is {spec.parallel}, over several GPUs, and its weights are to lie beside the student "
+            "on one",
+            "Use a role that fits one GPU with the student, and parallel: none",
+        )
+    if role not in job.twin_roles:
+        return None
+    twin = f"and role {role} is to have weights of the student's names and shapes beside it"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            f"is 3, where no rank holds the student's weights whole, {twin}",
+            "Set it to 2 or less",
+        )
+    if job.student.lora is not None:
+        return "student.lora", f"is set, so adapters are trained, {twin}", "Remove it"
     return None
 
 

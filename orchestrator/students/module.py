@@ -15,12 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import SpecError
 from orchestrator.models.families import OwedLoss, balance_loss
-from orchestrator.models.forward import (
-    classify,
-    forward_hidden,
-    forward_logits,
-    forward_routed,
-)
+from orchestrator.models.forward import forward_hidden, forward_routed, outputs_of
 from strategies.contract import Batch, Head, Outputs
 
 from .inside import Inside
@@ -83,7 +78,7 @@ class StudentModule(nn.Module):
         """
         with self._looking(batch, consume, look_inside) as consume:
             if not self._separable:
-                return consume(Outputs(logits=_logits(self.model, batch)[batch.mask]))
+                return consume(outputs_of(self.model, None, batch))
             ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
             if self._owed is None or owe is None:
                 return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
@@ -99,19 +94,12 @@ class StudentModule(nn.Module):
             yield consume
             return
         with inside.taking(self.model, text="input_ids" in batch.inputs) as taken:
-            yield lambda outputs: consume(inside.seen(taken, batch, outputs))
+            yield lambda outputs: consume(inside.seen(taken, batch, outputs, self.model))
 
     def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
         # would leave the others waiting.
         return _head_module(self.model)(hidden[batch.mask], consume=consume)
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """[R, T, V]; T is 1 for a classifier."""
-    if "position_ids" in batch.inputs:
-        return forward_logits(model, batch.inputs["input_ids"], batch.inputs["position_ids"])
-    return classify(model, batch.inputs).unsqueeze(1)
 
 
 def _head_module(model: nn.Module) -> nn.Module:

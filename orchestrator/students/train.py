@@ -44,6 +44,7 @@ from .module import StudentModule
 from .questions import Questions, open_questions
 from .records import StudentJob
 from .report import Reporter
+from .residents import Residents, find_mean_gradients, open_residents
 from .selecting import Selector
 from .start import load_student, settle
 from .step import Stepped, Stepper
@@ -85,7 +86,11 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
         check_classifier(job.spec, data, loaded, questions)
         check_diagnostics(job.spec, data, job.crossings)
         maps = _maps(job, data, loaded, questions)
-        with Run(job, rank, world, reporter, data, loaded, questions, maps, clock) as run:
+        residents = open_residents(job, data, loaded, maps)
+        clock.lap("residents")
+        with Run(
+            job, rank, world, reporter, data, loaded, questions, maps, residents, clock
+        ) as run:
             return run.whole()
     finally:
         if questions is not None:
@@ -122,6 +127,7 @@ class Run:
         loaded: Loaded,
         questions: Questions | None,
         maps: LayerMaps,
+        residents: Residents,
         clock: Clock,
     ) -> None:
         spec = job.spec
@@ -145,8 +151,10 @@ class Run:
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
         self.inside = None
-        if maps.pairs:
-            self.inside = Inside(maps, spec.seed, read_projectors(job.projectors))
+        if maps.pairs or residents:
+            whole = bool(residents) and spec.training.zero < 3
+            projectors = read_projectors(job.projectors)
+            self.inside = Inside(maps, spec.seed, projectors, parameters=whole)
             self.inside.to(input_device(loaded.module))
         frozen = [] if spec.student.trainable is None else frozen_parts(loaded.module)
         # Before ZeRO cuts them.
@@ -158,7 +166,11 @@ class Run:
         popularity = None
         if spec.data.ranks_items:
             popularity = torch.from_numpy(data.popularity).to(self.engine.device)
-        self.objective = build_objective(spec.objective, maps.pairs, popularity)
+        if spec.objective.whole_gradient_roles and not job.evaluate_only:
+            reporter.phase("roles' gradients over all data")
+            find_mean_gradients(spec, data, residents, rank, world)
+            clock.lap("residents")
+        self.objective = build_objective(spec.objective, maps.pairs, popularity, residents)
         self.stepper = Stepper(self.engine, self.objective, spec.training, owed, watch)
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
@@ -178,6 +190,7 @@ class Run:
             compared,
             loaded.vocabulary,
             end_token(spec, job.tokenizer),
+            residents,
         )
         self.best: Best | None = None
         self.ledger = Ledger()

@@ -13,6 +13,7 @@ from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
 from .attention_transfer import AttentionTransfer
 from .base import Recipe as Recipe
+from .blockwise_logits import BlockwiseLogits
 from .btkd import Btkd
 from .condensation import Condensation
 from .continuation_kd import ContinuationKD
@@ -36,9 +37,10 @@ from .kd_pt import KDpt
 from .kd_sim import KDsim
 from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
+from .modified_gradient import ModifiedGradient as ModifiedGradient
 from .multi_teacher import MultiTeacher
 from .objective_adjustment import ObjectiveAdjustment
-from .partial_variance import PartialVariance
+from .partial_variance import PartialVariance as PartialVariance
 from .relational import Relational
 from .reverse_kl import ReverseKL
 from .sequence_kd import SequenceKD
@@ -84,6 +86,7 @@ _Published = (
     | AnnealingKD
     | ContinuationKD
     | PartialVariance
+    | ModifiedGradient
     | FitNet
     | AttentionTransfer
     | SimilarityPreserving
@@ -91,6 +94,7 @@ _Published = (
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
+    | BlockwiseLogits
     | UnKD
 )
 

@@ -26,6 +26,8 @@ from .objective import ObjectiveSpec as ObjectiveSpec
 from .ranking import BprSpec as BprSpec
 from .ranking import RankTermSpec as RankTermSpec
 from .ranking import StratifiedPairsSpec as StratifiedPairsSpec
+from .resident import BlockwiseLogitsSpec as BlockwiseLogitsSpec
+from .resident import RoleGradientSpec as RoleGradientSpec
 from .samples import CondenseSpec as CondenseSpec
 from .samples import HookSpec as HookSpec
 from .samples import SelectSpec as SelectSpec

@@ -1,6 +1,6 @@
 """What every term of a job file has. Pydantic only."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,9 @@ from .schedules import Number, within
 
 ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """`package.module:function` of something of one's own."""
+
+LooksAt = Literal["logits", "layers", "attention", "gradients", "resident"]
+"""What a term wants of a role; `resident`: the role's own weights, beside the student."""
 
 DENSE = ("full", "hidden")
 DENSE_OR_TOPK = (*DENSE, "topk")
@@ -24,6 +27,11 @@ class TermBase(Spec):
     crosses_tokenizers: ClassVar[bool] = False
     """Whether it can learn from a role with another tokenizer, at the positions that pair."""
 
+    looks_at: ClassVar[LooksAt] = "logits"
+    """What it wants of its roles."""
+    same_weights: ClassVar[bool] = False
+    """Whether its role's weights must have the names and shapes of the student's."""
+
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
     weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
@@ -33,6 +41,11 @@ class TermBase(Spec):
     def served_roles(self) -> tuple[str, ...]:
         """Roles that it asks."""
         return ()
+
+    @property
+    def asked(self) -> tuple[tuple[str, LooksAt], ...]:
+        """(role, what it wants of it)."""
+        return tuple((role, self.looks_at) for role in self.served_roles)
 
     @property
     def needs_labels(self) -> bool:

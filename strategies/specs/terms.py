@@ -16,9 +16,10 @@ from .features import (
 )
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .ranking import BprSpec, StratifiedPairsSpec
+from .resident import BlockwiseLogitsSpec, RoleGradientSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-from .term import DENSE, DENSE_OR_TOPK, ImportPath, TermBase
+from .term import DENSE, DENSE_OR_TOPK, ImportPath, LooksAt, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -326,7 +327,9 @@ class ImportedTerm(TermBase):
     kind: Literal["import"]
     target: ImportPath
     roles: list[str] = []
-    """Served roles that it asks."""
+    """Served roles whose logits it asks for."""
+    residents: list[str] = []
+    """Served roles whose own weights it wants beside the student."""
     arguments: dict[str, Any] = {}
     """Given to the function by name."""
     group: PositiveInt | None = None
@@ -334,7 +337,12 @@ class ImportedTerm(TermBase):
 
     @property
     def served_roles(self) -> tuple[str, ...]:
-        return tuple(self.roles)
+        return tuple(dict.fromkeys((*self.roles, *self.residents)))
+
+    @property
+    def asked(self) -> tuple[tuple[str, LooksAt], ...]:
+        logits = [(role, self.looks_at) for role in self.roles]
+        return (*logits, *((role, "resident") for role in self.residents))
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -362,6 +370,8 @@ TermSpec = Annotated[
     | RelationalSpec
     | InputGradientsSpec
     | ImportedFeaturesSpec
+    | RoleGradientSpec
+    | BlockwiseLogitsSpec
     | BprSpec
     | StratifiedPairsSpec
     | MeasureTerm

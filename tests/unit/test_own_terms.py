@@ -11,6 +11,7 @@ import tiny
 import torch
 import yaml
 from feature_scenes import gradients, texts
+from residents import gradients_of, joined, loss_of, mlp, numbers, resident
 from tiny_objective import result, scene
 
 from orchestrator.errors import SpecError
@@ -24,10 +25,11 @@ from strategies.specs import LinearSchedule, ObjectiveSpec
 from strategies.specs.samples import HookSpec
 
 GUIDE = Path(__file__).parents[2] / "docs/guide/own-terms.md"
+BESIDE = GUIDE.with_name("residents.md")
 
 
-def _shown(language: str, which: int = 0) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.S)[which]
+def _shown(language: str, which: int = 0, page: Path = GUIDE) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)[which]
 
 
 @pytest.fixture
@@ -36,8 +38,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "own_terms.py").write_text(_shown("python"))
     (tmp_path / "own_features.py").write_text(_shown("python", 1))
     (tmp_path / "own_recipes.py").write_text(_shown("python", 2))
+    (tmp_path / "own_residents.py").write_text(_shown("python", page=BESIDE))
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in ("own_terms", "own_features", "own_recipes"):
+    for module in ("own_terms", "own_features", "own_recipes", "own_residents"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
@@ -201,3 +204,26 @@ def test_a_hook_of_ones_own_is_called_with_its_arguments(
     assert hook_of(spec)(epoch).members.tolist() == [0, 2, 4]
     with pytest.raises(ValueError, match=r"own_hooks:none.*does not import"):
         hook_of(HookSpec(kind="import", target="own_hooks:none"))
+
+
+def test_the_guides_term_has_the_role_beside_the_student(outside: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(_shown("yaml", 1, BESIDE))["objective"]
+    spec = ObjectiveSpec.model_validate(raw)
+    assert spec.names[1] == "anchored" and spec.resident_roles == spec.served_roles == ("teacher",)
+    assert not spec.logit_roles and not spec.twin_roles
+    job = _job(tmp_path, raw)
+    preflight([job])
+    assert job.resident_roles == ("teacher",)
+    student, role = mlp(1), resident(mlp(2))
+    module, objective = joined(student, role, raw["terms"][1])
+    loss, _ = loss_of(module, objective, numbers())
+    for name, pull in gradients_of(loss, student).items():
+        wanted = 0.1 * (student.module.get_parameter(name) - role.weights[name])
+        torch.testing.assert_close(pull, wanted.detach())
+    asked = [ask.key for ask in build_objective(spec).asks()]
+    assert asked == ["teacher.resident"]
+
+
+def test_the_guides_terms_beside_the_student_are_read(tmp_path: Path) -> None:
+    spec = ObjectiveSpec.model_validate(yaml.safe_load(_shown("yaml", 0, BESIDE))["objective"])
+    assert spec.twin_roles == ("teacher",) and spec.looks_inside

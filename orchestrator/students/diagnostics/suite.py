@@ -13,6 +13,7 @@ from orchestrator.spec.diagnostics import (
     GradientNoiseSpec,
     GradientNormSpec,
     InputGradientsSpec,
+    ModifiedGradientSpec,
     ObjectiveLossSpec,
     OmegaSpec,
     PrecisionRecallSpec,
@@ -21,6 +22,7 @@ from orchestrator.spec.diagnostics import (
 from strategies.objective import Objective
 
 from .inputs import measure_input_gradients
+from .modified import measure_modified_gradient
 from .noise import measure_noise, measure_norms
 from .objective import measure_objective
 from .positions import measure_omega
@@ -51,7 +53,7 @@ def check_diagnostics(job: JobSpec, data: TokenData, crossing: Collection[str]) 
                     f"tokenizer (with another: {', '.join(crossing)})",
                     "Name a role that has it, or remove the diagnostic",
                 )
-        if isinstance(spec, GradientNoiseSpec | GradientNormSpec):
+        if isinstance(spec, GradientNoiseSpec | GradientNormSpec | ModifiedGradientSpec):
             wanted = spec.batches * job.training.micro_batch
             found = len(training_rows(job, data, spec.batches))
             if found < wanted:
@@ -119,6 +121,8 @@ def diagnose(
         match spec:
             case GradientNoiseSpec():
                 found[spec.title] = measure_noise(site, spec, work)
+            case ModifiedGradientSpec():
+                found[spec.title] = measure_modified_gradient(site, spec, work)
             case GradientNormSpec():
                 found[spec.title] = measure_norms(site, spec, work, objective, numbers)
             case OmegaSpec():
