@@ -20,7 +20,7 @@ from orchestrator.signals.asks import ask_of
 from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec.models import EncodingSpec, HiddenEncoding, RoleSpec
 from strategies.recipes import RECIPES, Recipe
-from strategies.specs import Within
+from strategies.specs import MovedSpec, Within
 
 SHOWN = Sizes(vocabulary=32_000, width=2048)
 """Sizes of the role whose bytes are told."""
@@ -168,7 +168,11 @@ def _asks(recipe: Recipe) -> str:
         return "no role"
     passes = _passes(recipe)
     plural = "" if passes == "1" else "es"
-    return f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    told = f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    between = recipe.between_epochs()
+    if not isinstance(between, MovedSpec):
+        return told
+    return f"{told}, and one with a backward for each step of each sample that is moved"
 
 
 def _bytes(recipe: Recipe) -> Mapping[str, int]:
@@ -209,7 +213,13 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
-    names = {str: "text", int: "whole number", float: "number", type(None): "absent"}
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        type(None): "absent",
+    }
     return names[annotation]
 
 

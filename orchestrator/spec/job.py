@@ -24,6 +24,7 @@ from strategies.specs import (
     CondenseSpec,
     CountingSchedule,
     InputGradientsSpec,
+    MovedSpec,
     ObjectiveSpec,
     RankTermSpec,
     Schedule,
@@ -619,6 +620,10 @@ class JobSpec(Spec):
         if between is None:
             return self
         condense = isinstance(between, CondenseSpec)
+        if isinstance(between, MovedSpec):
+            if (why := _why_not_moved(self, between)) is not None:
+                raise refusal(*why)
+            return self
         if self.training.steps is None and (self.data.packing or not condense):
             reason = "rows are packed" if self.data.packing else "a hook decides"
             raise refusal(
@@ -715,6 +720,38 @@ def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
             "student.attention",
             f"is {job.student.attention}, which has no second derivative",
             "Set it to eager",
+        )
+    return None
+
+
+def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None:
+    """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
+    field = "objective.between_epochs"
+    if not job.data.has_features:
+        what = "users" if job.data.ranks_items else "tokens"
+        return f"{field}.kind", f"moves samples, and {what} do not move", "Use data of features"
+    if job.data.formats[0].shape is None:  # type: ignore[union-attr]
+        return (
+            "data.sources.0.format.shape",
+            f"is absent, and {field} asks for gradients by the features, however many they are",
+            "Give it: [64] for 64 numbers in a row",
+        )
+    if isinstance(job.pool, NoPool):
+        what = "is none, and nobody has labelled samples that are moved during training"
+        return "pool", what, "Give the job a pool"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            f"is 3, where no rank has the whole weights that {field} differentiates",
+            "Set it to 2 or less",
+        )
+    epochs = job.training.epochs
+    if epochs is not None and spec.rounds * spec.every >= epochs:
+        return (
+            f"{field}.rounds",
+            f"is {spec.rounds} of {spec.every} epochs each after the first {spec.every}, and "
+            f"training.epochs is {epochs}: nothing would be learned from the last",
+            "Lower rounds or every, or raise training.epochs",
         )
     return None
 

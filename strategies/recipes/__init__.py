@@ -11,7 +11,9 @@ from .adaptive_kl import AdaptiveKL
 from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
 from .attention_transfer import AttentionTransfer
+from .backward_pass import BackwardPass
 from .base import Recipe as Recipe
+from .boundary_samples import BoundarySamples
 from .btkd import Btkd
 from .condensation import Condensation
 from .continuation_kd import ContinuationKD
@@ -89,6 +91,8 @@ RecipeSpec = Annotated[
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
+    | BackwardPass
+    | BoundarySamples
     | UnKD,
     Field(discriminator="kind"),
 ]
