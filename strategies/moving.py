@@ -43,9 +43,7 @@ def ascended(x: Tensor, gradient: Tensor, size: float, *, normalised: bool) -> T
     return x + size * (_unit(gradient) if normalised else gradient)
 
 
-def past_boundary(
-    x: Tensor, ahead: Tensor, gradient: Tensor, rate: float, margin: float
-) -> Tensor:
+def past_boundary(x: Tensor, ahead: Tensor, gradient: Tensor, rate: float, margin: float) -> Tensor:
     """One step towards where another class has as much as the likeliest.
 
     Args:

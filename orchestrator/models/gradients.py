@@ -1,9 +1,9 @@
 """Gradients of a classifier by its input, for the student and for served roles alike.
 
 Of its confidence, by its input or by what named modules gave; and of any number of its output, by
-features that may be new. The confidence is log max p. Its gradient points where that of max p does, and does not vanish
-where the classifier is sure. Samples do not see each other, so the gradient of the sum over a
-batch is each sample's own. Imports torch; never ray, deepspeed or mlflow.
+features that may be new. The confidence is log max p. Its gradient points where that of max p does,
+and does not vanish where the classifier is sure. Samples do not see each other, so the gradient of
+the sum over a batch is each sample's own. Imports torch; never ray, deepspeed or mlflow.
 
 Shape letters: R samples, T tokens, d width, V classes.
 """
@@ -111,7 +111,9 @@ def gradient_by(leaf: Tensor, numbers: Tensor) -> Tensor:
         ValueError: the model's operations are not torch's, or cannot be differentiated.
     """
     if not numbers.requires_grad:
-        raise ValueError("the model's output does not depend on its input in a way torch can follow")
+        raise ValueError(
+            "the model's output does not depend on its input in a way torch can follow"
+        )
     (found,) = torch.autograd.grad(numbers.sum(), leaf)
     return found.flatten(1)
 

@@ -170,8 +170,8 @@ class ClassifierEngine:
         lengths = {len(sample) for sample in samples}
         if lengths != {expected}:
             raise ValueError(
-                f"samples of {sorted(lengths)} words were sent, and this role reads {width} numbers "
-                f"and {self._description.vocabulary} of its classes behind them"
+                f"samples of {sorted(lengths)} words were sent, and this role reads {width} "
+                f"numbers and {self._description.vocabulary} of its classes behind them"
             )
         given = np.stack([sample[width:] for sample in samples]).view(np.float32)
         c = torch.from_numpy(given).to(self._device)

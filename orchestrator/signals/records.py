@@ -114,14 +114,7 @@ INPUT = "(input)"
 """Path of what enters a classifier: features as they are, a text's tokens once embedded."""
 
 SignalAsk = (
-    FullAsk
-    | HiddenAsk
-    | TopKAsk
-    | SampledAsk
-    | LayersAsk
-    | AttentionAsk
-    | GradientsAsk
-    | VjpAsk
+    FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk | GradientsAsk | VjpAsk
 )
 
 

@@ -35,7 +35,7 @@ from strategies.specs import (
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
-from .diagnostics import DiagnosticSpec, RankingSpec
+from .diagnostics import DiagnosticSpec, LogitDistanceSpec, RankingSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
@@ -724,13 +724,18 @@ def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
     return None
 
 
+def _has_shape(job: JobSpec) -> bool:
+    """Whether samples are features, and the job says how many."""
+    return getattr(job.data.formats[0], "shape", None) is not None
+
+
 def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None:
     """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
     field = "objective.between_epochs"
     if not job.data.has_features:
         what = "users" if job.data.ranks_items else "tokens"
         return f"{field}.kind", f"moves samples, and {what} do not move", "Use data of features"
-    if job.data.formats[0].shape is None:  # type: ignore[union-attr]
+    if not _has_shape(job):
         return (
             "data.sources.0.format.shape",
             f"is absent, and {field} asks for gradients by the features, however many they are",
@@ -801,6 +806,9 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     of_features = job.data.task == "classifier" and not job.data.ranks_items
     if spec.kind == "input_gradients" and not of_features:
         return ".kind", "is input_gradients, which classifiers have", "Remove it"
+    if isinstance(spec, LogitDistanceSpec) and not _has_shape(job):
+        what = f"is {spec.kind}, which moves features, and data.sources.0.format has no shape"
+        return ".kind", what, "Give features a shape, or remove the diagnostic"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
     if written and sum(written) > job.data.context:

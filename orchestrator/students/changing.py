@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import torch
 
-from orchestrator.data import SampleStore, TokenData, reading_of
+from orchestrator.data import SampleStore, TokenData
 from orchestrator.data.membership import Membership
 from orchestrator.spec import JobSpec
 from strategies.contract import Batch, Outputs
@@ -13,7 +13,7 @@ from strategies.specs import MovedSpec
 
 from .condensing import Changing
 from .engine import Engine
-from .moves import Mover
+from .moves import mover_of
 from .moving import Moving
 from .questions import Questions
 
@@ -58,15 +58,12 @@ def changing_data(
     world: int,
 ) -> ChangingData | None:
     """How a job's data change between epochs; None: they do not."""
-    between, reading = job.objective.between_epochs, reading_of(job.data)
+    between = job.objective.between_epochs
     if between is None:
         return None
     if not isinstance(between, MovedSpec):
         served = questions is not None and questions.source.pool is not None
         blendable = job.data.has_features and served
         return Changing(between, data.train, blendable=blendable)
-    assert questions is not None and reading is not None  # `JobSpec` has seen to it
-    model = engine.whole_module.model
-    assert isinstance(model, torch.nn.Module)  # of a `StudentModule`
-    mover = Mover(model, questions, reading, job.training.micro_batch, engine.device)
-    return Moving(between, data.train, mover, rank, world)
+    assert questions is not None  # a term asks the role, as `ObjectiveSpec` demands
+    return Moving(between, data.train, mover_of(job, engine, questions), rank, world)

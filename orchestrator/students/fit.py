@@ -61,9 +61,7 @@ def check_classifier(
     _check_moves(spec, data, loaded, questions)
 
 
-def _check_moves(
-    spec: JobSpec, data: TokenData, loaded: Loaded, questions: Questions
-) -> None:
+def _check_moves(spec: JobSpec, data: TokenData, loaded: Loaded, questions: Questions) -> None:
     """What samples are moved by can be differentiated."""
     between = spec.objective.between_epochs
     if not isinstance(between, MovedSpec):

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.data import Flat, Reading
+from orchestrator.data import Flat, Reading, reading_of
 from orchestrator.models.forward import evaluating
 from orchestrator.models.gradients import gradient_by, run_from
 from orchestrator.signals.records import SignalAsk, VjpAsk
+from orchestrator.spec import JobSpec
 from strategies.contract import DenseSignal, Signal, VjpSignal
 from strategies.moving import (
     ascended,
@@ -34,6 +35,7 @@ from strategies.moving import (
 )
 from strategies.specs import AscendSpec, BoundarySpec
 
+from .engine import Engine
 from .questions import Questions
 
 What = TypeVar("What")
@@ -74,25 +76,22 @@ class Mover:
     def climbed(self, spec: AscendSpec, x: Tensor, work: str) -> Tensor:
         """[R, n]: `steps` steps towards a larger squared distance of student and role."""
         for step in range(spec.steps):
-            moved = torch.empty_like(x)
-            for part, there, _ in self.pulled(spec, x, f"{work}.{step}"):
-                moved[part] = there
-            x = moved
+            x, _ = self.climb(spec, x, f"{work}.{step}")
         return x
 
-    def pulled(
-        self, spec: AscendSpec, x: Tensor, work: str
-    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """One step: (rows, where they go, [r] the squared distance where they were)."""
+    def climb(self, spec: AscendSpec, x: Tensor, work: str) -> tuple[Tensor, Tensor]:
+        """One step: [R, n] where it leads, and [R] the squared distance where it began."""
         ask = VjpAsk("distance", spec.output, spec.temperature, "float32")
+        moved, distances = torch.empty_like(x), x.new_empty(len(x))
         with evaluating(self.model), torch.enable_grad():
             asked = self._outputs(spec, x)
             for (part, leaf, ours), signal in self._answers(spec.role, ask, asked, work):
                 assert isinstance(signal, VjpSignal)  # it was asked for
                 distance = squared_distance(ours, signal.output.float())
                 gradient = gradient_by(leaf, distance) + signal.gradient.float()
-                there = ascended(x[part], gradient, spec.size, normalised=spec.normalised)
-                yield part, there, distance.detach()
+                moved[part] = ascended(x[part], gradient, spec.size, normalised=spec.normalised)
+                distances[part] = distance.detach()
+        return moved, distances
 
     def crossed(self, spec: BoundarySpec, x: Tensor, draw: Tensor, work: str) -> Tensor:
         """[R, n]: until the role's likeliest class is another, or `steps` steps.
@@ -168,6 +167,13 @@ class Mover:
                 yield first, answer(name)
         for first, name in waiting:
             yield first, answer(name)
+
+
+def mover_of(job: JobSpec, engine: Engine, questions: Questions) -> Mover:
+    """This rank's, for a job whose samples are features and whose weights are whole on a rank."""
+    reading, model = reading_of(job.data), engine.whole_module.model
+    assert reading is not None and isinstance(model, nn.Module)  # of a `StudentModule`
+    return Mover(model, questions, reading, job.training.micro_batch, engine.device)
 
 
 def _words(x: Tensor, behind: Tensor | None = None) -> Flat:

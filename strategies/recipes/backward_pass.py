@@ -71,4 +71,3 @@ class BackwardPass(RoleRecipe):
             samples=self.samples,
             by=self.by,
         )
-

@@ -2,7 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from .base import Spec
 
@@ -47,7 +54,16 @@ class AscendSpec(MovedSpec):
     temperature: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Of the probabilities."""
     by: Literal["difference", "random"] = "difference"
-    """`random` is the control: one random direction a sample, steps * size long; nobody is asked."""
+    """`random` is the control: steps * size in a direction drawn for each sample."""
+
+    @model_validator(mode="after")
+    def _temperature_softens(self) -> "AscendSpec":
+        if self.output == "logits" and self.temperature != 1.0:
+            raise ValueError(
+                f"temperature is {self.temperature:g}, and logits have none; remove it, or set "
+                "output to probabilities"
+            )
+        return self
 
 
 class BoundarySpec(MovedSpec):

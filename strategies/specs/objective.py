@@ -95,8 +95,8 @@ class ObjectiveSpec(Spec):
         for index, term in enumerate(self.terms):
             if term.served_roles and term.needs_labels:
                 raise ValueError(
-                    f"terms.{index} ({term.kind}) asks a role and reads labels, which samples moved "
-                    f"by between_epochs do not have; remove one of the two"
+                    f"terms.{index} ({term.kind}) asks a role and reads labels, and samples that "
+                    "between_epochs moves have none; remove one of the two"
                 )
         return self
 

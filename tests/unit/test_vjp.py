@@ -80,9 +80,7 @@ def test_the_pools_gradient_is_the_local_one() -> None:
     rows = np.concatenate(behind(samples, c))
     wanted = np.tile(np.arange(74) == 73, 4)
     questions = asking(pool)
-    name = questions.ask(
-        "teacher.vjp", "q", Flat(rows, np.full(4, 74, np.int32), wanted), DISTANCE
-    )
+    name = questions.ask("teacher.vjp", "q", Flat(rows, np.full(4, 74, np.int32), wanted), DISTANCE)
     served: Any = questions.answer("teacher.vjp", name, torch.device("cpu"))
     for row, sample in enumerate(samples):
         x = torch.from_numpy(sample.view(np.float32).copy())[None]
