@@ -20,7 +20,7 @@ from orchestrator.signals.asks import ask_of
 from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec.models import EncodingSpec, HiddenEncoding, RoleSpec
 from strategies.recipes import RECIPES, Recipe
-from strategies.specs import Within
+from strategies.specs import MovedSpec, Within
 
 SHOWN = Sizes(vocabulary=32_000, width=2048)
 """Sizes of the role whose bytes are told."""
@@ -168,9 +168,13 @@ def _asks(recipe: Recipe) -> str:
         return "no role"
     passes = _passes(recipe)
     plural = "" if passes == "1" else "es"
-    served = f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    told = f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
     beside = ", ".join(role for role, what in recipe.asks if what == "resident")
-    return f"{served}; the weights of {beside} beside the student" if beside else served
+    if beside:
+        told += f"; the weights of {beside} beside the student"
+    if isinstance(recipe.between_epochs(), MovedSpec):
+        told += ", and one with a backward for each step of each sample that is moved"
+    return told
 
 
 def _bytes(recipe: Recipe) -> Mapping[str, int]:
@@ -212,8 +216,11 @@ def _type(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
     names = {
-        **{str: "text", int: "whole number", float: "number"},
-        **{bool: "true or false", type(None): "absent"},
+        str: "text",
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        type(None): "absent",
     }
     return names[annotation]
 

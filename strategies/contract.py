@@ -10,7 +10,7 @@ depend on how a batch was cut.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, cast
 
 import torch
@@ -39,11 +39,20 @@ class Batch:
     targets: Tensor  # [R, T] int64; IGNORED where no loss is borne
     sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
     epoch: int = 0  # of what is drawn anew in each; 0 outside training
+    labelled: Tensor | None = None  # [R, T] bool: where targets are labels; None: everywhere
 
     @property
     def mask(self) -> Tensor:
         """[R, T] bool: positions that bear loss."""
         return self.targets != IGNORED
+
+    @property
+    def with_labels(self) -> "Batch":
+        """With loss only where the targets are labels; itself where they all are."""
+        if self.labelled is None:
+            return self
+        targets = self.targets.masked_fill(~self.labelled, IGNORED)
+        return replace(self, targets=targets, labelled=None)
 
     @property
     def kept_targets(self) -> Tensor:
@@ -151,6 +160,14 @@ class GradientsSignal:
     gradients: Mapping[str, Tensor]  # by path: [N, d], or of a text [N, d, longest]
 
 
+@dataclass(frozen=True, slots=True)
+class VjpSignal:
+    """Encoding `vjp`: what a classifier gives at some inputs, and a gradient by them."""
+
+    output: Tensor  # [N, V]: logits or probabilities
+    gradient: Tensor  # [N, d], by the features
+
+
 LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
 
 
@@ -192,7 +209,7 @@ class Resident(Protocol):
         ...
 
 
-Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal | Resident
+Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal | VjpSignal | Resident
 Signals = Mapping[str, Signal]
 """By `Ask.key`; every signal covers the N loss-bearing positions of its batch, in order."""
 

@@ -340,12 +340,14 @@ class Objective:
             known: of `known`; None: it is measured here.
         """
         known = self.known(batch, signals, asked) if known is None else known
-        return {
-            term.name: term.counted(_seen(term, batch, asked), known)
+        found = {
+            term.name: term.counted(seen, known)
             if isinstance(term, VocabularyTerm)
-            else term.count(_seen(term, batch, asked), signals)
-            for term in self.terms
+            else term.count(seen, signals)
+            for seen, terms in _by_batch(self.terms, batch, asked)
+            for term in terms
         }
+        return {term.name: found[term.name] for term in self.terms}
 
     def loss(
         self,
@@ -367,8 +369,8 @@ class Objective:
             scales: per term: its weight over the global count, times the engine's own factors.
                 0 reports a term without training on it.
             asked: by role, `batch` with loss only where the role was asked, which is what its
-                signal then covers; terms without a role see all of `batch`. None: roles were asked
-                about all.
+                signal then covers; terms without a role see all of `batch` that is labelled. None:
+                roles were asked about all.
             known: of `known`; what it lacks is measured here.
 
         Returns:
@@ -456,10 +458,11 @@ class Objective:
 def _by_batch(
     terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
 ) -> list[tuple[Batch, list[Term]]]:
-    """Terms by the batch they see."""
+    """Terms by the batch they see; those that ask no role see what is labelled."""
     found: dict[int, tuple[Batch, list[Term]]] = {}
+    labelled = batch.with_labels
     for term in terms:
-        seen = _seen(term, batch, asked)
+        seen = _seen(term, batch, asked) if term.asks() else labelled
         found.setdefault(id(seen), (seen, []))[1].append(term)
     return list(found.values())
 
@@ -495,6 +498,7 @@ def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
         layers=of(outputs.layers),
         attention=of(outputs.attention),
         projected=of(outputs.projected),
+        gradients=of(outputs.gradients),
     )
 
 

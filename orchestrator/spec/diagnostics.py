@@ -6,7 +6,7 @@ numbers are `diagnostics.<name>` of the run's evaluation.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from strategies.specs import Spec
 
@@ -188,6 +188,27 @@ class InputGradientsSpec(_OfRole):
         return True
 
 
+class LogitDistanceSpec(_OfRole):
+    """Mean squared difference of logits, student's and role's, on held-out samples and near them.
+
+    Near: where `steps` steps of `size` towards a larger one have led, which is about the worst
+    within steps * size. Of features. arXiv:2301.12006.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    kind: Literal["logit_distance"]
+    steps: PositiveInt = 5
+    """Steps from each held-out sample."""
+    size: PositiveFloat = 0.25
+    """Length of a step, in the units of the features."""
+
+    @property
+    def asks_new_things(self) -> bool:
+        """Nobody has labelled what lies near."""
+        return True
+
+
 class ObjectiveLossSpec(DiagnosticBase):
     """The objective's loss on held-out data, in all and term by term."""
 
@@ -229,6 +250,7 @@ DiagnosticSpec = Annotated[
     | FidelitySpec
     | PrecisionRecallSpec
     | InputGradientsSpec
+    | LogitDistanceSpec
     | ObjectiveLossSpec
     | RankingSpec,
     Field(discriminator="kind"),

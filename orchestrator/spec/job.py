@@ -24,6 +24,7 @@ from strategies.specs import (
     CondenseSpec,
     CountingSchedule,
     InputGradientsSpec,
+    MovedSpec,
     ObjectiveSpec,
     RankTermSpec,
     Schedule,
@@ -34,7 +35,7 @@ from strategies.specs import (
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
-from .diagnostics import DiagnosticSpec, RankingSpec
+from .diagnostics import DiagnosticSpec, LogitDistanceSpec, RankingSpec
 from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
@@ -635,6 +636,10 @@ class JobSpec(Spec):
         if between is None:
             return self
         condense = isinstance(between, CondenseSpec)
+        if isinstance(between, MovedSpec):
+            if (why := _why_not_moved(self, between)) is not None:
+                raise refusal(*why)
+            return self
         if self.training.steps is None and (self.data.packing or not condense):
             reason = "rows are packed" if self.data.packing else "a hook decides"
             raise refusal(
@@ -777,6 +782,43 @@ def _why_not_beside(job: JobSpec, role: str) -> tuple[str, str, str] | None:
     return None
 
 
+def _has_shape(job: JobSpec) -> bool:
+    """Whether samples are features, and the job says how many."""
+    return getattr(job.data.formats[0], "shape", None) is not None
+
+
+def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None:
+    """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
+    field = "objective.between_epochs"
+    if not job.data.has_features:
+        what = "users" if job.data.ranks_items else "tokens"
+        return f"{field}.kind", f"moves samples, and {what} do not move", "Use data of features"
+    if not _has_shape(job):
+        return (
+            "data.sources.0.format.shape",
+            f"is absent, and {field} asks for gradients by the features, however many they are",
+            "Give it: [64] for 64 numbers in a row",
+        )
+    if isinstance(job.pool, NoPool):
+        what = "is none, and nobody has labelled samples that are moved during training"
+        return "pool", what, "Give the job a pool"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            f"is 3, where no rank has the whole weights that {field} differentiates",
+            "Set it to 2 or less",
+        )
+    epochs = job.training.epochs
+    if epochs is not None and spec.rounds * spec.every >= epochs:
+        return (
+            f"{field}.rounds",
+            f"is {spec.rounds} of {spec.every} epochs each after the first {spec.every}, and "
+            f"training.epochs is {epochs}: nothing would be learned from the last",
+            "Lower rounds or every, or raise training.epochs",
+        )
+    return None
+
+
 def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     """Why a job cannot have a diagnostic: field below it, problem, remedy. None: it can."""
     training, written = job.training, spec.written_tokens
@@ -822,6 +864,9 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     of_features = job.data.task == "classifier" and not job.data.ranks_items
     if spec.kind == "input_gradients" and not of_features:
         return ".kind", "is input_gradients, which classifiers have", "Remove it"
+    if isinstance(spec, LogitDistanceSpec) and not _has_shape(job):
+        what = f"is {spec.kind}, which moves features, and data.sources.0.format has no shape"
+        return ".kind", what, "Give features a shape, or remove the diagnostic"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
     if written and sum(written) > job.data.context:

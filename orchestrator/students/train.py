@@ -25,13 +25,12 @@ from orchestrator.planner.layer_maps import LayerMaps
 from orchestrator.pool.inside import maps_of
 from strategies.objective import build_objective
 from strategies.progress import Progress
-from strategies.specs import CondenseSpec, HookSpec
 
 from .asked import Asker
 from .best import Best, better
+from .changing import changing_data
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
-from .condensing import Changing
 from .diagnostics import Site, check_diagnostics, diagnose, end_token
 from .engine import Engine
 from .export import export_student, read_projectors
@@ -97,12 +96,6 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
             questions.source.close()
 
 
-def _changing(between: CondenseSpec | HookSpec, job: StudentJob, data: TokenData) -> Changing:
-    """Data that change between epochs."""
-    blendable = job.spec.data.has_features and job.pool is not None
-    return Changing(between, data.train, blendable=blendable)
-
-
 def _maps(
     job: StudentJob, data: TokenData, loaded: Loaded, questions: Questions | None
 ) -> LayerMaps:
@@ -134,20 +127,6 @@ class Run:
         self.job, self.spec, self.rank, self.world = job, spec, rank, world
         self.reporter, self.data, self.loaded, self.clock = reporter, data, loaded, clock
         self.questions = questions
-        between = spec.objective.between_epochs
-        self.changing = None if between is None else _changing(between, job, data)
-        self.order = Order(
-            data.train,
-            spec.data.row_tokens,
-            spec.training.global_batch,
-            spec.seed,
-            spec.data.packing,
-            None if self.changing is None else self.changing.membership,
-        )
-        self.steps = spec.training.steps or sum(
-            self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
-        )
-        self.until = min(self.steps, job.pause_at or self.steps)
         reporter.phase("starting DeepSpeed")
         owed = owed_loss(loaded.module)
         self.inside = None
@@ -162,6 +141,19 @@ class Run:
         module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen)
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
+        self.changing = changing_data(spec, data, self.engine, questions, rank, world)
+        self.order = Order(
+            data.train if self.changing is None else self.changing.store,
+            spec.data.row_tokens,
+            spec.training.global_batch,
+            spec.seed,
+            spec.data.packing,
+            None if self.changing is None else self.changing.membership,
+        )
+        self.steps = spec.training.steps or sum(
+            self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
+        )
+        self.until = min(self.steps, job.pause_at or self.steps)
         watch = None if self.changing is None else self.changing.watch
         popularity = None
         if spec.data.ranks_items:

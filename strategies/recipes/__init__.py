@@ -12,8 +12,10 @@ from .adaptive_kl import AdaptiveKL
 from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
 from .attention_transfer import AttentionTransfer
+from .backward_pass import BackwardPass
 from .base import Recipe as Recipe
 from .blockwise_logits import BlockwiseLogits
+from .boundary_samples import BoundarySamples
 from .btkd import Btkd
 from .condensation import Condensation
 from .continuation_kd import ContinuationKD
@@ -95,6 +97,8 @@ _Published = (
     | ObjectiveAdjustment
     | GradientKD
     | BlockwiseLogits
+    | BackwardPass
+    | BoundarySamples
     | UnKD
 )
 

@@ -91,8 +91,8 @@ class HiddenStatesSpec(_WeighedSpec):
     """Distance of hidden states or feature maps, position by position, summed over the pairs.
 
     mse: mean over channels of the squared difference (FitNets, arXiv:1412.6550, equation 3).
-    normalised_mse: the same of the two as unit vectors, as the authors of arXiv:2109.11295 compute it;
-    that of arXiv:1908.09355, equation 7, sums over channels: times their number, or twice `cosine`.
+    normalised_mse: the same of the two as unit vectors, as the authors of arXiv:2109.11295 take it;
+    that of arXiv:1908.09355, equation 7, sums over channels: it is twice `cosine`.
     cosine: 1 - cos. Positions of a feature map are averaged.
     """
 

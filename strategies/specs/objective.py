@@ -8,6 +8,7 @@ from ..recipes import Recipe, RecipeSpec
 from .adaptive import FollowSchedule
 from .base import Spec
 from .features import FeatureTermSpec, ImportedFeaturesSpec
+from .moving import MovedSpec
 from .resident import RoleGradientSpec
 from .samples import BetweenEpochs, SelectSpec
 from .schedules import Number, extremes
@@ -80,6 +81,25 @@ class ObjectiveSpec(Spec):
                 "select chooses what roles are asked about, and no term asks one; remove it, or "
                 "add a term with a role"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _moved_samples_teach(self) -> "ObjectiveSpec":
+        between = self.between_epochs
+        if not isinstance(between, MovedSpec):
+            return self
+        if between.role not in self.served_roles:
+            asked = ", ".join(self.served_roles) or "none"
+            raise ValueError(
+                f"between_epochs.role is {between.role!r}, which no term asks (asked: {asked}), so "
+                "nobody would learn from what it moves; name one of these, or add a term"
+            )
+        for index, term in enumerate(self.terms):
+            if term.served_roles and term.needs_labels:
+                raise ValueError(
+                    f"terms.{index} ({term.kind}) asks a role and reads labels, and samples that "
+                    "between_epochs moves have none; remove one of the two"
+                )
         return self
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from orchestrator.spec.diagnostics import (
     GradientNoiseSpec,
     GradientNormSpec,
     InputGradientsSpec,
+    LogitDistanceSpec,
     ModifiedGradientSpec,
     ObjectiveLossSpec,
     OmegaSpec,
@@ -21,6 +22,7 @@ from orchestrator.spec.diagnostics import (
 )
 from strategies.objective import Objective
 
+from .distance import measure_logit_distance
 from .inputs import measure_input_gradients
 from .modified import measure_modified_gradient
 from .noise import measure_noise, measure_norms
@@ -129,6 +131,8 @@ def diagnose(
                 found[spec.title] = measure_omega(site, spec, work)
             case InputGradientsSpec():
                 found[spec.title] = measure_input_gradients(site, spec, work)
+            case LogitDistanceSpec():
+                found[spec.title] = measure_logit_distance(site, spec, work)
             case ObjectiveLossSpec():
                 found[spec.title] = measure_objective(site, spec, work, objective, numbers)
             case FidelitySpec():
