@@ -75,13 +75,14 @@ class Changing:
         self._check(change)
         self._agree(change, device)
         self._apply(epochs, change.members)
-        self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
+        if change.blends is not None:
+            self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
         self._book = Book.of(len(self._store))
         return True
 
     def _agree(self, change: Change, device: torch.device) -> None:
         """Every rank has come to the same decision, or every rank refuses. Collective."""
-        blends = sorted((mine, b.other, b.share) for mine, b in change.blends.items())
+        blends = sorted((mine, b.other, b.share) for mine, b in (change.blends or {}).items())
         said = hashlib.sha256(change.members.tobytes() + repr(blends).encode()).digest()
         mine = torch.frombuffer(bytearray(said), dtype=torch.uint8)[None].to(device)
         if (gathered(mine) != mine).any():
@@ -111,7 +112,7 @@ class Changing:
                 "blends samples, which only features with a pool allow",
                 "Return no blends",
             )
-        others = [blend.other for blend in change.blends.values()]
+        others = [blend.other for blend in (change.blends or {}).values()]
         if any(not 0 <= other < len(self._store) for other in others):
             raise SpecError(
                 "objective.between_epochs", "blends samples that are not there", "Correct the hook"
