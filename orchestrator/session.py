@@ -61,6 +61,7 @@ class Session:
         jobs: the list.
         on_event: hears everything.
         pool: answers for all jobs, and is not the session's to end; None: it brings up its own.
+        sending_s: longest that a job's end waits for the tracking store.
     """
 
     def __init__(
@@ -68,8 +69,10 @@ class Session:
         jobs: Sequence[JobSpec],
         on_event: Callable[[Event], None],
         pool: Pool | None = None,
+        sending_s: float = 60.0,
     ) -> None:
         self._jobs, self._on_event, self._lent = jobs, on_event, pool
+        self._sending_s = sending_s
         self.pools: dict[str, Pool] = {}
         self.caches: dict[str, Cache] = {}
         self._group: Group | None = None
@@ -161,7 +164,7 @@ class Session:
             status = "interrupted"
             raise
         finally:
-            tracker.finish(status)
+            tracker.finish(status, self._sending_s)
 
     def evaluate_job(
         self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]
