@@ -14,9 +14,6 @@ from orchestrator.students.checkpoint import Checkpoints
 
 from .drivers import Drivers, OnEvent
 
-SENDING_S = 5.0
-"""Longest that a job's end waits for the tracking store: what is left is sent when all are over."""
-
 
 @dataclass(frozen=True, slots=True)
 class SessionDriver:
@@ -53,7 +50,8 @@ def sessions(pool: Pool | None = None) -> Drivers:
 
     @contextmanager
     def opened(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator[SessionDriver]:
-        with Session(jobs, on_event, pool, SENDING_S) as session:
+        # What is not sent aside, `send_rest` sends when all jobs are over.
+        with Session(jobs, on_event, pool, sends_aside=True) as session:
             yield SessionDriver(session, on_event)
 
     return Drivers(opened, new_run_id, can_resume)

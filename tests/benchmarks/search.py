@@ -217,58 +217,94 @@ def with_asha(folder: Path) -> str:
 # --- the whole -----------------------------------------------------------------------------------
 
 
-def measure(folder: Path, workload: Workload, separate: int) -> None:
-    """Measure all parts and print them."""
-    alone = [separately(folder, workload, number) for number in range(separate)]
-    join_ray(None)
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What 8 S + T is made of."""
+
+    student_s: list[float]  # S of each student
+    teacher_s: float  # T
+    keys: int
+
+    @property
+    def device_s(self) -> float:
+        return TRIALS * statistics.mean(self.student_s) + self.teacher_s
+
+
+def least(folder: Path, workload: Workload) -> Least:
+    """Measure S and T."""
     filled = {"path": str(folder / "filled")}
     whole = raw_job("whole", folder, workload, cache=filled)
     teacher_s, keys = label(absolute_paths(JobSpec.model_validate(whole)))
     from_cache = raw_job("students", folder, workload, cache=filled, pool={"kind": "none"})
     pair, _ = search(from_cache, LANES, Trace())
     student_s = [summary["cost"]["student_device_s"] for summary in summaries(pair)]
+    found = Least(student_s, teacher_s, keys)
+    print(
+        table(
+            [
+                ("S, a student's loop, all signals in the cache (s)", student_s, 2),
+                ("T, the teacher's pass (s)", [teacher_s], 2),
+            ]
+        ),
+        flush=True,
+    )
+    return found
+
+
+def searched(folder: Path, workload: Workload, limit: Least) -> list[tuple[str, float, float]]:
+    """Play the search; lines of (what, wall seconds, device-seconds)."""
     trace = Trace()
     raw = raw_job("bench", folder, workload, cache={"path": str(folder / "cache")})
     result, wall = search(raw, TRIALS, trace)
     found = summaries(result)
     students_s, pool_s = device_seconds(found)
     computed = [computed_by(state) for state in result.trials]
-    least = TRIALS * statistics.mean(student_s) + teacher_s
-    trials_wall = max(trace.ended.values()) - min(trace.began.values())
-    cold, warm = trace.starts()
     print(
-        f"teacher's forwards: {sum(computed)} answers computed ({computed} by trial), "
-        f"{keys} distinct keys asked\n"
+        f"\nteacher's forwards: {sum(computed)} answers computed ({computed} by trial), "
+        f"{limit.keys} distinct keys asked\n"
     )
-    alone_wall = TRIALS * statistics.mean(each["wall"] for each in alone)
-    alone_device = TRIALS * statistics.mean(each["device"] for each in alone)
-    lines = [
-        ("**8 S + T**, the least", least / CORES, least),
-        ("search, from the first trial's start to the last one's end", trials_wall, None),
-        ("search, whole", wall, students_s + pool_s),
-        (f"8 runs ({separate} played)", alone_wall, alone_device),
-    ]
-    print("| | wall, s | over the least | device-seconds | over the least |")
-    print("|---|---|---|---|---|")
-    for name, seconds, device in lines:
-        shown = ["", ""] if device is None else [f"{device:.1f}", f"{device / least:.3f}"]
-        ratio = seconds * CORES / least
-        print(f"| {name} | {seconds:.1f} | {ratio:.3f} | {shown[0]} | {shown[1]} |")
-    print()
+    cold, warm = trace.starts()
     loops = [summary["cost"]["student_device_s"] for summary in found]
     print(
         table(
             [
-                ("S, a student's loop, all signals in the cache (s)", student_s, 2),
-                ("T, the teacher's pass (s)", [teacher_s], 2),
                 ("a trial's loop in the search (s)", loops, 2),
                 ("the teacher's work in the search (s)", [pool_s], 2),
                 ("start to first step, cold (s)", cold, 2),
                 ("start to first step, warm (s)", warm, 2),
                 ("last step to the end of a trial (s)", trace.between(), 2),
             ]
-        )
+        ),
+        flush=True,
     )
+    steps = max(trace.ended.values()) - min(trace.first.values())
+    trials = max(trace.ended.values()) - min(trace.began.values())
+    device_s = students_s + pool_s
+    return [
+        ("search, from the first step to the last trial's end", steps, device_s),
+        ("search, from the first trial's start", trials, device_s),
+        ("search, whole, Ray being up", wall, device_s),
+    ]
+
+
+def measure(folder: Path, workload: Workload, separate: int) -> None:
+    """Measure all parts and print them."""
+    alone = [separately(folder, workload, number) for number in range(separate)]
+    join_ray(None)
+    limit = least(folder, workload)
+    lines = [("**8 S + T**, the least", limit.device_s / CORES, limit.device_s)]
+    lines += searched(folder, workload, limit)
+    if alone:
+        wall = TRIALS * statistics.mean(each["wall"] for each in alone)
+        device_s = TRIALS * statistics.mean(each["device"] for each in alone)
+        lines.append((f"8 runs ({separate} played)", wall, device_s))
+    print("\n| | wall, s | over the least | device-seconds | over the least |")
+    print("|---|---|---|---|---|")
+    for name, wall, device_s in lines:
+        over = (wall * CORES / limit.device_s, device_s / limit.device_s)
+        print(
+            f"| {name} | {wall:.1f} | {over[0]:.3f} | {device_s:.1f} | {over[1]:.3f} |", flush=True
+        )
 
 
 def main() -> None:

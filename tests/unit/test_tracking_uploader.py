@@ -410,13 +410,16 @@ def test_what_runs_left_unsent_is_sent_once_the_store_is_back(tmp_path: Path) ->
     store, address = Store(), Address(f"sqlite:///{tmp_path}/mlflow.db")
     store.hook = _down
     folders = [tmp_path / name for name in ("ended", "killed", "nothing")]
-    for folder in folders[:2]:
-        spec = TrackingSpec(uri=address.uri)
-        tracker = Tracker(folder, folder.name, spec, tmp_path, open_sink=store, pace=QUICK)
+    spec = TrackingSpec(uri=address.uri)
+    ended, killed = (
+        Tracker(folder, folder.name, spec, tmp_path, open_sink=store, pace=QUICK)
+        for folder in folders[:2]
+    )
+    for tracker in (ended, killed):
         tracker.metrics(1, {"loss/total": 2.0})
-        if folder.name == "ended":
-            assert not tracker.finish("finished", deadline_s=0.1).complete
-    tracker._uploader.stop()  # as its process's death would
+    ended.end("finished")
+    assert not ended.drain(deadline_s=0.1).complete
+    killed._uploader.stop()  # as its process's death would
     assert send_rest(folders, Address(URI), deadline_s=60.0) == 6, "a store that is down"
     store.hook = lambda call: None
     assert send_rest(folders, address, deadline_s=30.0, open_sink=store) == 0
