@@ -26,7 +26,7 @@ from mlflow_server import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS, TRIALS = 60, 4
+STEPS, TRIALS = 60, 3
 RETOLD = ("loss/", "schedule/", "train/", "held_out/")
 """Metrics that depend on the job alone; others tell of times and of what was computed when."""
 COMMAND = "from orchestrator.cli import main; main()"
@@ -49,6 +49,7 @@ class Played:
     folder: Path
     uri: str | None = None
     population: bool = False
+    lanes: int = 1
     running: "subprocess.Popen[bytes] | None" = field(default=None)
 
     def __post_init__(self) -> None:
@@ -91,7 +92,15 @@ class Played:
             env.pop(name, None)
         with open(self.folder / "output.txt", "ab") as output:
             self.running = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, "search", "--parallel", "2", *arguments],
+                [
+                    sys.executable,
+                    "-c",
+                    COMMAND,
+                    "search",
+                    "--parallel",
+                    str(self.lanes),
+                    *arguments,
+                ],
                 cwd=self.folder,
                 env=env,
                 stdout=output,
@@ -224,9 +233,9 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Played:
     return played
 
 
-def _under_way(lines: Lines) -> bool:
-    """The second trial has been measured."""
-    return any(line["kind"] == "result" and line["trial"] == 1 for line in lines)
+def _measured(trial: int) -> Callable[[Lines], bool]:
+    """Whether a trial has been, once at least."""
+    return lambda lines: any(e["kind"] == "result" and e["trial"] == trial for e in lines)
 
 
 def _equal(played: Played, alone: Played) -> None:
@@ -236,8 +245,8 @@ def _equal(played: Played, alone: Played) -> None:
 
 def test_killing_the_driver_loses_nothing(tmp_path: Path, alone: Played) -> None:
     """It is frozen first: what its trials do meanwhile reaches nobody, and dies with it."""
-    with play(tmp_path / "search") as played:
-        played.await_(_under_way)
+    with play(tmp_path / "search", lanes=2) as played:
+        played.await_(_measured(1))
         played.signal(signal.SIGSTOP)
         time.sleep(3.0)  # long enough for the trials to be over, were they to go on
         played.signal(signal.SIGKILL)
@@ -247,14 +256,12 @@ def test_killing_the_driver_loses_nothing(tmp_path: Path, alone: Played) -> None
         _equal(played, alone)
 
 
-@pytest.mark.parametrize("title", ["ray::RayTrainWorker", "ray::Trial", "ray::Replica"])
-def test_killing_a_process_of_the_search_loses_nothing(
-    tmp_path: Path, alone: Played, title: str
-) -> None:
-    """A trial's worker, its driver in Ray Tune, and the teacher."""
+def test_killing_its_processes_loses_nothing(tmp_path: Path, alone: Played) -> None:
+    """The teacher while it is asked, a trial's worker, and a trial's driver in Ray Tune."""
     with play(tmp_path / "search") as played:
-        played.await_(_under_way)
-        played.kill(title)
+        for trial, title in enumerate(("ray::Replica", "ray::RayTrainWorker", "ray::Trial")):
+            played.await_(_measured(trial))
+            played.kill(title)
         played.end()
         _equal(played, alone)
 
@@ -264,7 +271,7 @@ def test_killing_the_tracking_server_loses_nothing(tmp_path: Path, alone: Played
     try:
         server.start()
         with play(tmp_path / "search", uri=server.uri) as played:
-            played.await_(_under_way)
+            played.await_(_measured(1))
             server.kill()
             played.end()
             assert played.trials() == alone.trials()
@@ -279,7 +286,7 @@ def test_killing_the_tracking_server_loses_nothing(tmp_path: Path, alone: Played
 
 def test_ctrl_c_is_a_clean_stop(tmp_path: Path, alone: Played) -> None:
     with play(tmp_path / "search") as played:
-        played.await_(_under_way)
+        played.await_(_measured(1))
         played.signal(signal.SIGINT, whole_group=True)  # as a terminal does
         played.end(130)
         assert "go on with --resume small" in played.output
@@ -292,9 +299,9 @@ def test_ctrl_c_is_a_clean_stop(tmp_path: Path, alone: Played) -> None:
 
 def test_killing_the_driver_of_a_population_loses_nothing(tmp_path: Path) -> None:
     """What was decided is kept, and what was not is decided as it would have been."""
-    with play(tmp_path / "alone", population=True) as alone:
+    with play(tmp_path / "alone", population=True, lanes=2) as alone:
         alone.end()
-    with play(tmp_path / "killed", population=True) as played:
+    with play(tmp_path / "killed", population=True, lanes=2) as played:
         played.await_(_crossed)
         played.signal(signal.SIGKILL)
         played.end(-signal.SIGKILL)
