@@ -92,15 +92,7 @@ class Played:
             env.pop(name, None)
         with open(self.folder / "output.txt", "ab") as output:
             self.running = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-c",
-                    COMMAND,
-                    "search",
-                    "--parallel",
-                    str(self.lanes),
-                    *arguments,
-                ],
+                [sys.executable, "-c", COMMAND, "search", f"--parallel={self.lanes}", *arguments],
                 cwd=self.folder,
                 env=env,
                 stdout=output,
