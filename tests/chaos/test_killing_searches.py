@@ -165,7 +165,7 @@ class Played:
 
     def trials(self) -> list[dict[str, Any]]:
         """What each trial did and measured, and the weights it ended with."""
-        plain = json.loads((self.result / "search.json").read_text())
+        plain = json.loads((self.result / "trials.json").read_text())
         same = ("trial", "status", "values", "settings", "goals", "results")
         return [
             {

@@ -516,6 +516,10 @@ def test_a_search_whose_trials_are_over_only_writes_its_table(
     assert (folder / "best.yaml").is_file() and "student.loss" in (folder / "trials.md").read_text()
     spool = (folder / "tracking" / "spool.jsonl").read_text()
     assert '"search.best":"0"' in spool and '"status":"finished"' in spool
+    assert exit_code(["search", "--resume", "small"]) == 0, "as often as one likes"
+    records = map(json.loads, (folder / "tracking" / "spool.jsonl").read_text().splitlines())
+    begun = [record["body"]["run_id"] for record in records if record["kind"] == "begin"]
+    assert len(begun) == 2 and len(set(begun)) == 1, "one run in tracking"
 
 
 def test_a_changed_file_is_refused_with_the_difference(
