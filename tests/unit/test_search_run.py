@@ -31,7 +31,8 @@ from orchestrator.search.run import lanes_for, progress_of, run_search
 from orchestrator.search.spec import BudgetSpec, GoalSpec
 from orchestrator.search.suggest import Suggestions, Tried
 from orchestrator.search.table import as_markdown, as_plain
-from orchestrator.search.write import best_job
+from orchestrator.search.write import best_job, write_results
+from orchestrator.series.folder import Folder, open_folder
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.paths import absolute_paths
 
@@ -516,10 +517,28 @@ def test_a_search_whose_trials_are_over_only_writes_its_table(
     assert (folder / "best.yaml").is_file() and "student.loss" in (folder / "trials.md").read_text()
     spool = (folder / "tracking" / "spool.jsonl").read_text()
     assert '"search.best":"0"' in spool and '"status":"finished"' in spool
-    assert exit_code(["search", "--resume", "small"]) == 0, "as often as one likes"
-    records = map(json.loads, (folder / "tracking" / "spool.jsonl").read_text().splitlines())
-    begun = [record["body"]["run_id"] for record in records if record["kind"] == "begin"]
-    assert len(begun) == 2 and len(set(begun)) == 1, "one run in tracking"
+
+
+def test_what_is_written_in_the_end_leaves_the_run_id_alone(tmp_path: Path) -> None:
+    """A search can be gone on with as often as one likes, and stays one run in tracking."""
+    search, root = _search(), str(tmp_path)
+
+    def opened(resume: bool) -> Folder:
+        return open_folder(
+            "search",
+            "small",
+            "a: 1",
+            Path.read_text,
+            root,
+            root,
+            resume=resume,
+            accept_changes=True,
+        )
+
+    folder = opened(False)
+    with open_journal(folder.journal) as journal:
+        written = write_results(folder.path, search, Board(journal), {})
+    assert len(written) == 3 and opened(True).run_id == folder.run_id
 
 
 def test_a_changed_file_is_refused_with_the_difference(
