@@ -47,11 +47,13 @@ from orchestrator.spec.models import RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
 from orchestrator.students.records import PROJECTORS
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
 CACHE = Path.home() / ".cache" / "stillhouse"
+ASIDE_S = 15.0
+"""Longest that records of a job are sent for beside the next one, and at a session's end."""
 
 
 class Session:
@@ -61,6 +63,7 @@ class Session:
         jobs: the list.
         on_event: hears everything.
         pool: answers for all jobs, and is not the session's to end; None: it brings up its own.
+        sends_aside: a job's end does not wait for the tracking store; the session's does, a little.
     """
 
     def __init__(
@@ -68,8 +71,11 @@ class Session:
         jobs: Sequence[JobSpec],
         on_event: Callable[[Event], None],
         pool: Pool | None = None,
+        sends_aside: bool = False,
     ) -> None:
         self._jobs, self._on_event, self._lent = jobs, on_event, pool
+        self._sends_aside = sends_aside
+        self._sending: list[threading.Thread] = []
         self.pools: dict[str, Pool] = {}
         self.caches: dict[str, Cache] = {}
         self._group: Group | None = None
@@ -100,6 +106,8 @@ class Session:
             for cache in self.caches.values():
                 cache.publish()
             self._leave_ray()
+            for sending in self._sending:
+                sending.join()
 
     def _leave_ray(self) -> None:
         if self._started_ray:
@@ -127,7 +135,7 @@ class Session:
         tracker = Tracker(
             folder.local, folder.run_id, job.tracking, _local_storage(job), parent=parent
         )
-        status = "failed"
+        status: Status = "failed"
         try:
             tracker.params(job.model_dump(mode="json", by_alias=True, exclude_none=True))
             if job.tracking.uri is not None and not tracker.warn_if_silent():
@@ -161,7 +169,16 @@ class Session:
             status = "interrupted"
             raise
         finally:
+            self._finish(tracker, status)
+
+    def _finish(self, tracker: Tracker, status: Status) -> None:
+        if not self._sends_aside:
             tracker.finish(status)
+            return
+        tracker.end(status)
+        sending = threading.Thread(target=tracker.drain, args=(ASIDE_S,), daemon=True)
+        sending.start()
+        self._sending = [each for each in self._sending if each.is_alive()] + [sending]
 
     def evaluate_job(
         self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]

@@ -81,6 +81,7 @@ class Crew:
         self._known = threading.Condition()
         self._queue: deque[int] = deque()
         self._unwanted: set[int] = set()
+        self._taken: set[int] = set()  # trials that are queued, run, or failed in this life
         self._current: dict[int, int] = {}  # lane -> trial
         self._lanes: dict[int, Lane] = {}
         self._stopping = self._closed = False
@@ -137,8 +138,10 @@ class Crew:
         if not state.over:
             with self._known:
                 self._unwanted.discard(number)
-                self._queue.append(number)
-                self._known.notify_all()
+                if number not in self._taken:  # else its driver died, and begins again
+                    self._taken.add(number)
+                    self._queue.append(number)
+                    self._known.notify_all()
             return
         if state.status == "stopped":
             *earlier, (step, value) = state.results
@@ -231,6 +234,8 @@ class Crew:
     def _conclude(self, number: int, cause: str | None) -> None:
         state = self._board.state(number)
         if cause is None and state.status == "paused":
+            with self._known:
+                self._taken.discard(number)
             self._exchange.post(number, {STEP: state.step}, last=True)
             self._changed()
             return

@@ -21,6 +21,7 @@ from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, Phase
 from orchestrator.series import folder as folders
 from orchestrator.series.folder import Folder, local_storage
+from orchestrator.series.rest import send_rest
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import EphemeralPool, StandingPool, TrackingSpec
 from orchestrator.spec.paths import absolute_paths
@@ -104,7 +105,8 @@ def run_search(
             result = _conclude(search, folder, board, tracker, first)
             status = "interrupted" if interrupted else "finished"
         finally:
-            tracker.finish(status)
+            if tracker.finish(status).complete:
+                send_rest(folder, (each.run_id for each in journal.entries), first.tracking.uri)
     if interrupted:
         over = sum(state.over for state in result.trials)
         raise Interrupted(

@@ -389,6 +389,7 @@ class Run:
     # --- checkpoints and evaluation --------------------------------------------------------------
 
     def _write_checkpoint(self, done: int) -> None:
+        self.reporter.settle()
         folder = self.checkpoints.write(
             done,
             self.engine.save,

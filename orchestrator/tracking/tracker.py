@@ -1,6 +1,6 @@
 """What a job tells about itself: written to the spool at once, sent to MLflow by the uploader.
 
-No call here waits for a tracking server, except `finish`, which waits for a bounded time. MLflow
+No call here waits for a tracking server, except `drain` and `finish`, for a bounded time. MLflow
 is not imported by this file. Every kind of record a spool can hold is written here and nowhere
 else.
 """
@@ -152,8 +152,16 @@ class Tracker:
 
         A store that is down raises nothing: the report says where the records are.
         """
+        self.end(status)
+        return self.drain(deadline_s)
+
+    def end(self, status: Status) -> None:
+        """Record the end; what waits is still being sent. No calls after it but `drain`."""
         self._spool.append("status", {"status": status})
         self._spool.close()
+
+    def drain(self, deadline_s: float) -> DrainReport:
+        """Send what waits, for at most `deadline_s`, and no more after that."""
         report = self._uploader.drain(deadline_s)
         self._uploader.stop()
         if not report.complete:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import psutil
 import pytest
 import ray
 import searches
@@ -129,6 +130,31 @@ def test_a_scheduler_stops_what_is_worse(tmp_path: Path) -> None:
     assert all(state.step < 20 for state in played.states[1:])
     again = Played(search, tmp_path, bench, lanes=1)
     assert len(bench.ran) == 4 and again.by_status == played.by_status
+
+
+@pytest.mark.slow
+def test_a_trial_whose_driver_dies_is_stopped_all_the_same(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def before(name: str, step: int) -> None:
+        if name == "t1" and step == 5 and not killed:
+            mine = psutil.Process().children(recursive=True)
+            drivers = [each for each in mine if " ".join(each.cmdline()).startswith("ray::Trial")]
+            killed.extend(driver.pid for driver in drivers)
+            for driver in drivers:
+                driver.kill()
+
+    rates = [0.01, 0.05, 0.02]
+    search = _search(
+        fixed=[{LR: rate} for rate in rates],
+        budget={"trials": 3},
+        scheduler={"kind": "asha", "grace_steps": 5, "reduction": 2},
+    )
+    bench = Bench(_loss, before=before, held=frozenset({("t1", 5)}))
+    played = Played(search, tmp_path, bench, lanes=1)
+    assert killed and played.by_status == {"done": [0], "stopped": [1, 2]}
+    assert bench.ran == [("t0", 0), ("t1", 0), ("t2", 0)], "the job itself went on"
+    assert played.states[1].step == 5
 
 
 @pytest.mark.slow

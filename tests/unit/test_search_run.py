@@ -31,7 +31,8 @@ from orchestrator.search.run import lanes_for, progress_of, run_search
 from orchestrator.search.spec import BudgetSpec, GoalSpec
 from orchestrator.search.suggest import Suggestions, Tried
 from orchestrator.search.table import as_markdown, as_plain
-from orchestrator.search.write import best_job
+from orchestrator.search.write import best_job, write_results
+from orchestrator.series.folder import Folder, open_folder
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.paths import absolute_paths
 
@@ -208,6 +209,29 @@ def test_a_trial_without_its_metric_has_failed(tmp_path: Path) -> None:
     assert life.end()[0].error == "measured no student.loss"
 
 
+def test_a_trial_whose_driver_died_is_not_run_twice(tmp_path: Path) -> None:
+    again = threading.Event()
+
+    def before(name: str, step: int) -> None:
+        if step == 10:
+            again.wait(30)
+
+    def loss(job: JobSpec, step: int) -> float:
+        if job.name == "t1s0":
+            raise NonFiniteLoss(step, "nan")
+        return _loss(job, step)
+
+    bench = Bench(loss, before=before)
+    life = Life(_search(retries=0), tmp_path, bench, [0.01, 0.02, 0.03], lanes=2)
+    life.begin(0, 1)
+    life.exchange.wait(lambda: 1 in life.exchange.ended and 0 in life.exchange.posted)
+    life.begin(0, 1, 2)  # one that runs, one that has failed, and a new one
+    again.set()
+    life.exchange.wait(lambda: len(life.exchange.ended) == 3)
+    assert [state.status for state in life.end()] == ["done", "failed", "done"]
+    assert sorted(bench.ran) == [("t0s0", 0), ("t1s0", 0), ("t2s0", 0)]
+
+
 def test_seeds_are_runs_of_one_trial(tmp_path: Path) -> None:
     bench = Bench(lambda job, step: float(job.name[-1]))
     life = Life(_search(seeds=[3, 5]), tmp_path, bench, [0.01])
@@ -299,6 +323,14 @@ def test_optuna_learns_also_from_what_it_is_told_again() -> None:
         trial = begun[number] if number < 16 else fresh[-1]
         again.on_trial_complete(f"id{number}", {"goal_0": distance(trial), "step": 20})
     assert sum(map(distance, fresh)) / len(fresh) < sum(map(distance, begun[:8])) / 8 / 1.5
+
+
+def test_a_trial_without_a_number_has_failed_for_optuna_too() -> None:
+    suggestions, _ = _suggestions(_search(searcher="tpe", budget={"trials": 2}))
+    suggestions.suggest("id0")
+    suggestions.on_trial_complete("id0", {"goal_0": math.nan, "step": 0})
+    (trial,) = suggestions._draws._inner._ot_study.trials
+    assert trial.state.name == "FAIL"
 
 
 def test_grids_are_combined_with_draws() -> None:
@@ -487,6 +519,28 @@ def test_a_search_whose_trials_are_over_only_writes_its_table(
     assert '"search.best":"0"' in spool and '"status":"finished"' in spool
 
 
+def test_what_is_written_in_the_end_leaves_the_run_id_alone(tmp_path: Path) -> None:
+    """A search can be gone on with as often as one likes, and stays one run in tracking."""
+    search, root = _search(), str(tmp_path)
+
+    def opened(resume: bool) -> Folder:
+        return open_folder(
+            "search",
+            "small",
+            "a: 1",
+            Path.read_text,
+            root,
+            root,
+            resume=resume,
+            accept_changes=True,
+        )
+
+    folder = opened(False)
+    with open_journal(folder.journal) as journal:
+        written = write_results(folder.path, search, Board(journal), {})
+    assert len(written) == 3 and opened(True).run_id == folder.run_id
+
+
 def test_a_changed_file_is_refused_with_the_difference(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,6 +555,31 @@ def test_a_changed_file_is_refused_with_the_difference(
     assert "is search 'small'" in capsys.readouterr().err
     assert exit_code(["search", "--resume", "nowhere"]) == 2
     assert exit_code(["search"]) == 2
+
+
+def test_a_changed_file_goes_on_where_that_is_accepted(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _finish(file)
+    change = ["--set", "search.retries=3"]
+    assert exit_code(["search", str(file), "--resume", "small", *change]) == 2
+    assert "  +  retries: 3" in capsys.readouterr().err
+    accepted = [str(file), "--resume", "small", "--accept-changes", *change]
+    assert exit_code(["search", *accepted]) == 0
+    assert "retries: 3" in (folder / "search.yaml").read_text()
+    assert '"trial":' in (folder / "journal.jsonl").read_text(), "its trial is kept"
+
+
+def test_a_trial_that_the_changed_file_would_make_otherwise_is_not_kept(file: Path) -> None:
+    from orchestrator.search.journal import states_of
+    from orchestrator.search.load import load_search
+    from orchestrator.search.run import _kept
+
+    with open_journal(_finish(file) / "journal.jsonl") as journal:
+        states = states_of(journal.entries)
+    assert _kept(load_search(file), states) == ([0], [])
+    assert _kept(load_search(file, ["search.retries=3"]), states) == ([0], [])
+    assert _kept(load_search(file, ["training.threads=2"]), states) == ([], [0])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.evaluation.history import read_history
 from orchestrator.spec.job import TrackingSpec
-from orchestrator.tracking import Address, Tracker, upload
+from orchestrator.tracking import Address, Tracker, send_rest, upload
 from orchestrator.tracking.sink import MetricValue, RunHeader, SinkDown, SinkRefused
 from orchestrator.tracking.spool import Spool
 from orchestrator.tracking.tracker import flatten
@@ -404,3 +404,26 @@ def test_nested_values_become_dotted_text() -> None:
 def test_sink_errors_survive_pickling(error: StillhouseError) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and str(again) == "why"
+
+
+def test_what_runs_left_unsent_is_sent_once_the_store_is_back(tmp_path: Path) -> None:
+    store, address = Store(), Address(f"sqlite:///{tmp_path}/mlflow.db")
+    store.hook = _down
+    folders = [tmp_path / name for name in ("ended", "killed", "nothing")]
+    spec = TrackingSpec(uri=address.uri)
+    ended, killed = (
+        Tracker(folder, folder.name, spec, tmp_path, open_sink=store, pace=QUICK)
+        for folder in folders[:2]
+    )
+    for tracker in (ended, killed):
+        tracker.metrics(1, {"loss/total": 2.0})
+    ended.end("finished")
+    assert not ended.drain(deadline_s=0.1).complete
+    killed._uploader.stop()  # as its process's death would
+    assert send_rest(folders, Address(URI), deadline_s=60.0) == 6, "a store that is down"
+    store.hook = lambda call: None
+    assert send_rest(folders, address, deadline_s=30.0, open_sink=store) == 0
+    assert len(store.points) == 2 and sorted(store.runs) == ["ended", "killed"]
+    assert store.statuses == ["running", "finished", "running", "interrupted"]
+    assert send_rest(folders, address, deadline_s=30.0, open_sink=store) == 0
+    assert len(store.statuses) == 4, "nothing is sent twice"
