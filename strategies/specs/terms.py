@@ -339,8 +339,9 @@ class ImportedTerm(TermBase):
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:
-        logits = [(role, self.looks_at) for role in self.roles]
-        return (*logits, *((role, "resident") for role in self.residents))
+        beside: LooksAt = "resident"
+        wanted = ((self.roles, self.looks_at), (self.residents, beside))
+        return tuple((role, what) for roles, what in wanted for role in roles)
 
 
 TermSpec = Annotated[
