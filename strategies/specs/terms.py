@@ -339,9 +339,9 @@ class ImportedTerm(TermBase):
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:
-        beside: LooksAt = "resident"
-        wanted = ((self.roles, self.looks_at), (self.residents, beside))
-        return tuple((role, what) for roles, what in wanted for role in roles)
+        logits: list[tuple[str, LooksAt]] = [(role, "logits") for role in self.roles]
+        beside: list[tuple[str, LooksAt]] = [(role, "resident") for role in self.residents]
+        return (*logits, *beside)
 
 
 TermSpec = Annotated[
