@@ -341,8 +341,9 @@ class ImportedTerm(TermBase):
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:
-        logits = [(role, self.looks_at) for role in self.roles]
-        return (*logits, *((role, "resident") for role in self.residents))
+        logits: list[tuple[str, LooksAt]] = [(role, "logits") for role in self.roles]
+        beside: list[tuple[str, LooksAt]] = [(role, "resident") for role in self.residents]
+        return (*logits, *beside)
 
     @property
     def groups(self) -> tuple[int, ...]:
