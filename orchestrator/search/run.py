@@ -192,7 +192,8 @@ def _work(
     try:
         lanes = lanes_for(jobs[0], inventory(), parallel or search.spec.concurrency)
         total = trials_of(search.spec)
-        with _texts_and_pool(jobs, on_event) as pool:
+        seed = (search.spec.seeds or [jobs[0].seed])[0]
+        with _texts_and_pool(jobs, seed, on_event) as pool:
             from orchestrator.series.sessions import sessions
 
             telling = Telling(search, board, on_event, tracker, pool)
@@ -252,8 +253,13 @@ def lanes_for(job: JobSpec, inventory: "Inventory", parallel: int | None) -> int
 
 
 @contextmanager
-def _texts_and_pool(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["Pool | None"]:
-    """One pool for all trials, which ends with the block; None where jobs find one, or ask none."""
+def _texts_and_pool(
+    jobs: Sequence[JobSpec], seed: int, on_event: OnEvent
+) -> Iterator["Pool | None"]:
+    """One pool for all trials, which ends with the block; None where jobs find one, or ask none.
+
+    A role with fresh weights gets those of `seed`, as it does in a run of the best job.
+    """
     from orchestrator.pool import Pool, PoolPlan, readings
     from orchestrator.session import Session
 
@@ -272,7 +278,7 @@ def _texts_and_pool(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["Poo
             roles,
             restarts=first.pool.restarts,
             deterministic=first.deterministic,
-            seed=first.seed,
+            seed=seed,
             readings={name: each for job in jobs for name, each in readings(job).items()},
         )
     )
