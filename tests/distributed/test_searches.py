@@ -61,7 +61,7 @@ class Played:
         self.heard: list[object] = []
         with open_journal(folder / "journal.jsonl") as journal:
             board = Board(journal, sorted(states_of(journal.entries)))
-            telling = Telling(search, board, self.heard.append, None, None)
+            telling = Telling(search, board, self.heard.append, None)
 
             def jobs_of(number: int) -> TrialJobs:
                 settings = board.state(number).settings

@@ -78,7 +78,7 @@ class Store:
         self._check("artifact", run)
         self.files.append(path.name)
 
-    def register(self, run: str, path: Path, name: str, key: str) -> str:
+    def register(self, run: str, path: Path, name: str, key: str, tags: Mapping[str, str]) -> str:
         self._check("register", run)
         uri = self.versions.setdefault((name, key), f"models:/{name}/{len(self.versions) + 1}")
         self.after("register")
