@@ -77,7 +77,9 @@ class State:
         default_factory=dict
     )  # of runs that are over
     legs: tuple[Leg, ...] = ()  # of a search in rounds
-    used: Used = Used()  # by all its runs, work that was lost and done again included
+    used: Used = field(
+        default_factory=Used
+    )  # by all its runs, work that was lost and done again included
     readings: Mapping[str, Used] = field(default_factory=dict)  # run id -> the latest of its `Used`
     registered: str = ""  # run whose student is in the registry
     error: str | None = None

@@ -31,7 +31,7 @@ class Bench:
     weights: dict[tuple[str, int], float] = field(default_factory=dict)  # (run id, step) -> weight
     pause_s: float = 0.05  # after each measurement, in which a stop is heard
     known: set[tuple[str, int]] = field(default_factory=set)  # (data of a job, step) in the cache
-    used: Used = Used()  # by all runs, work that was lost included
+    used: Used = field(default_factory=Used)  # by all runs, work that was lost included
     usage: dict[tuple[str, int], Used] = field(default_factory=dict)  # (run id, step) -> of the run
 
     def drivers(self) -> Drivers:

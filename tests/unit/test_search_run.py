@@ -25,15 +25,17 @@ from orchestrator.planner.capacity import Inventory, Node
 from orchestrator.search.board import Board, Spent, best_of, front_of, goal_values, used_up
 from orchestrator.search.crew import Crew, TrialJobs
 from orchestrator.search.importance import importance
-from orchestrator.search.journal import Entry, Leg, State, open_journal
+from orchestrator.search.jobs import trial_jobs
+from orchestrator.search.journal import Entry, State, open_journal
 from orchestrator.search.plan import Search, key_of, trial_job
 from orchestrator.search.progress import SearchProgress
 from orchestrator.search.report import as_page
-from orchestrator.search.run import Telling, lanes_for, progress_of, run_search
+from orchestrator.search.run import Telling, _conclude, lanes_for, progress_of, run_search
 from orchestrator.search.spec import BudgetSpec, GoalSpec
 from orchestrator.search.suggest import Suggestions, Tried
 from orchestrator.search.table import as_markdown, as_plain, computed_by, shown_values
 from orchestrator.search.write import best_job
+from orchestrator.series.folder import Folder
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.paths import absolute_paths
 
@@ -629,6 +631,142 @@ def test_trials_are_drawn_and_told(tmp_path: Path) -> None:
     console.print(table_of(progress))
     text = console.export_text()
     assert "optimizer.lr" in text and "5/20" in text and "stopped" in text
+
+
+def _populated(tmp_path: Path) -> tuple[Search, Board]:
+    """A population whose winner has trained with three rates, none of which it began with."""
+    space = {LR: {"loguniform": [1e-3, 1e-1]}}
+    search = _search(space=space, scheduler={"kind": "pbt", "every_steps": 5})
+    board = Board(open_journal(tmp_path / "journal.jsonl"))
+    for number in range(5):
+        board.note("trial", number, values={LR: 0.09}, settings={LR: 0.09})
+        for index, rate in enumerate((0.01, 0.012, 0.0144)):
+            numbers, ends = {LR: rate}, 5 * (index + 1)
+            board.note("leg", number, leg=index, begin=ends - 5, until=ends, numbers=numbers)
+            board.note("run", number, run_id=f"run{number}")
+        summary = {"evaluation": {"student": {"loss": 1.0 + number}}, "steps": 15, "export": "x"}
+        board.note("ran", number, run_id=f"run{number}", summary=summary)
+        board.note("ended", number, status="done")
+    return search, board
+
+
+def test_members_of_a_population_are_shown_with_the_numbers_they_train_with(
+    tmp_path: Path,
+) -> None:
+    search, board = _populated(tmp_path)
+    assert shown_values(board.state(0)) == {LR: "0.0144"}
+    assert progress_of(search, board, {}).trials[0].values == ((LR, "0.0144"),)
+    table = as_markdown(search, board.states)
+    assert "0.0144" in table and "0.09" not in table
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    (job,) = trial_jobs(search, board.state, 0, folder).jobs
+    assert job.tracking.tags[f"search.{LR}"] == "0.0144"
+    page = as_page(search, board.states, {})
+    assert 'alt="History"' in page and 'alt="Parallel coordinates"' not in page
+
+
+class FakeTracker:
+    """Keeps what a search tells of its end."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.students: list[tuple[str, str, dict[str, str]]] = []
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.said |= values
+
+    def artifact(self, path: Path) -> None:
+        assert path.is_file()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.points.append((step, values))
+
+    def register_student(self, export: Path, name: str, facts: dict[str, str]) -> None:
+        self.students.append((str(export), name, facts))
+
+
+def _ended(board: Board, number: int, folder: Path, loss: float) -> None:
+    (folder / f"export{number}").mkdir()
+    summary = {
+        "evaluation": {"student": {"loss": loss}},
+        "parameters": number,
+        "steps": 20,
+        "export": str(folder / f"export{number}"),
+    }
+    board.note("trial", number, values={LR: 0.01 * (number + 1)}, settings={LR: 0.01})
+    board.note("run", number, run_id=f"run{number}")
+    board.note("ran", number, run_id=f"run{number}", summary=summary)
+    board.note("ended", number, status="done")
+
+
+def test_the_best_student_is_registered_once_the_search_is_over(tmp_path: Path) -> None:
+    search = _search(tradeoffs=[{"metric": "summary.parameters", "mode": "min"}])
+    job = trial_job(search, {LR: 0.01}, "small")
+    tracking = job.tracking.model_copy(update={"register_as": "digits-best"})
+    over = job.model_copy(update={"tracking": tracking})
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    board, told = Board(open_journal(tmp_path / "journal.jsonl")), FakeTracker()
+    tracker: Any = told
+    _ended(board, 0, tmp_path, 2.0)
+    _conclude(search, folder, board, tracker, None)
+    assert told.students == [], "the search is to go on"
+    _ended(board, 1, tmp_path, 1.0)
+    for _ in range(2):  # looked at again once it is over
+        _conclude(search, folder, board, tracker, over)
+        board = Board(board._journal)
+    ((export, name, facts),) = told.students
+    assert (export, name) == (str(tmp_path / "export1"), "digits-best")
+    assert (facts["search.trial"], facts["search.run"]) == ("1", "run1")
+    assert yaml.safe_load(facts["search.job"]) == yaml.safe_load(
+        (tmp_path / "best.yaml").read_text()
+    )
+    assert told.said["search.front"] == "0, 1"
+    assert "no other beats: 0, 1" in (tmp_path / "trials.md").read_text()
+    _ended(board, 2, tmp_path, 0.5)
+    _conclude(search, folder, board, tracker, over)
+    assert len(told.students) == 2, "another is the best"
+
+
+def test_importance_says_nothing_of_a_populations_first_numbers(tmp_path: Path) -> None:
+    search, board = _populated(tmp_path)
+    told: Any = FakeTracker()
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    _conclude(search, folder, board, told, None)
+    assert json.loads((tmp_path / "search.json").read_text())["importance"] == {}
+    assert not any("importance" in tag for tag in told.said)
+
+
+def test_what_is_best_is_told_anew_where_a_trial_that_failed_succeeds(tmp_path: Path) -> None:
+    board, told = Board(open_journal(tmp_path / "journal.jsonl")), FakeTracker()
+    tracker: Any = told
+    for number in (0, 1):
+        _ended(board, number, tmp_path, 2.0)
+    board.note("trial", 2, settings={LR: 0.01})
+    board.note("ended", 2, status="failed", error="it broke")
+    Telling(_search(), board, lambda event: None, tracker).changed()
+    later = Board(board._journal)
+    later.note("run", 2, run_id="run2")
+    summary = {"evaluation": {"student": {"loss": 1.0}}, "steps": 20}
+    later.note("ran", 2, run_id="run2", summary=summary)
+    later.note("ended", 2, status="done")
+    Telling(_search(), later, lambda event: None, tracker).changed()
+    (first, before), (second, after) = told.points
+    assert second > first, "tracking keeps one value a step"
+    assert (before, after) == ({"best/student.loss": 2.0}, {"best/student.loss": 1.0})
+
+
+def test_a_trial_of_several_seeds_shows_the_mean_of_those_that_are_done(tmp_path: Path) -> None:
+    search = _search(seeds=[0, 1, 2])
+    with open_journal(tmp_path / "journal.jsonl") as journal:
+        board = Board(journal)
+        board.note("trial", 0, settings={LR: 0.01})
+        for place, loss in enumerate((2.0, 4.0)):
+            assert progress_of(search, board, {}).trials[0].metric == (2.0 if place else None)
+            board.note("run", 0, place=place, run_id=f"run{place}")
+            summary = {"evaluation": {"student": {"loss": loss}}}
+            board.note("ran", 0, place=place, run_id=f"run{place}", summary=summary)
+        assert progress_of(search, board, {}).trials[0].metric == 3.0
 
 
 # --- running -------------------------------------------------------------------------------------
