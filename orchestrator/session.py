@@ -147,8 +147,10 @@ class Session:
             summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
             summary["compared_role"] = student.spec.compared_with(student.crossings)
-            summary["cost"] = {"student_device_s": _student_s(summary, job)}
+            used = summary.pop("used")
+            summary["cost"] = {"student_device_s": used["student_s"]}
             if pool is not None:
+                summary["cost"]["teacher_device_s"] = used["teacher_s"]
                 _add_pool(summary, before, pool.status())
             if student.cache is not None:
                 cache = self.caches[student.cache.path]
@@ -160,7 +162,7 @@ class Session:
                     summary["cost"]["saved_by_cache_device_s"] = saved
                 summary["cache"]["store"] = cache.stats()
             if summary["status"] == "paused":
-                status = "interrupted"
+                status = "finished"  # as far as it was to go; where it goes on it runs again
                 return summary
             self._record(job, student, summary, tracker, folder)
             status = "finished"
@@ -456,25 +458,10 @@ def join_ray(address: str | None) -> bool:
     return True
 
 
-def _student_s(summary: dict[str, Any], job: JobSpec) -> float:
-    """Device-seconds of the training loop, over all workers."""
-    rate = summary["tokens_per_s"]
-    return job.training.workers * summary["tokens"] / rate if rate else 0.0
-
-
 def _add_pool(summary: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
-    """What the pool did for the job: what it says now, less what it had said before."""
-
-    def replicas(status: dict[str, Any]) -> list[dict[str, Any]]:
-        return [replica for role in status["roles"].values() for replica in role["replicas"]]
-
-    # A replica that died takes its seconds along: the cost is then a lower bound.
-    worked = {replica["name"]: replica.get("busy_s", 0.0) for replica in replicas(before)}
-    summary["pool"]["replicas"] = len(replicas(after))
+    """How the pool was meanwhile, whoever else asked it."""
+    summary["pool"]["replicas"] = sum(len(role["replicas"]) for role in after["roles"].values())
     summary["pool"]["restarts"] = after["restarts"] - before["restarts"]
-    summary["cost"]["teacher_device_s"] = sum(
-        replica.get("busy_s", 0.0) - worked.get(replica["name"], 0.0) for replica in replicas(after)
-    )
 
 
 def _track(event: Event, tracker: Tracker) -> None:

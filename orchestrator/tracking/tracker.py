@@ -139,13 +139,22 @@ class Tracker:
         """
         self._spool.append("artifact", {"path": self._inside(path), "folder": folder})
 
-    def register_student(self, export_folder: str | Path, name: str) -> None:
+    def register_student(
+        self, export_folder: str | Path, name: str, facts: Mapping[str, str] | None = None
+    ) -> None:
         """The exported student as a new version of `name` in the registry (no pickles).
+
+        Args:
+            export_folder: of the student.
+            name: of the registered model.
+            facts: the version's tags.
 
         Raises:
             ValueError: the folder lies outside the run folder, or is not there.
         """
-        self._spool.append("register", {"path": self._inside(export_folder), "name": name})
+        tags = {key: redact(value) for key, value in (facts or {}).items()}
+        path = self._inside(export_folder)
+        self._spool.append("register", {"path": path, "name": name, "tags": tags})
 
     def finish(self, status: Status, deadline_s: float = 60.0) -> DrainReport:
         """Record the end and send what waits, for at most `deadline_s`. No calls after it.

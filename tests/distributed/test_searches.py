@@ -61,7 +61,7 @@ class Played:
         self.heard: list[object] = []
         with open_journal(folder / "journal.jsonl") as journal:
             board = Board(journal, sorted(states_of(journal.entries)))
-            telling = Telling(search, board, self.heard.append, None, None)
+            telling = Telling(search, board, self.heard.append, None)
 
             def jobs_of(number: int) -> TrialJobs:
                 settings = board.state(number).settings
@@ -128,6 +128,8 @@ def test_a_scheduler_stops_what_is_worse(tmp_path: Path) -> None:
     played = Played(search, tmp_path, bench, lanes=1)
     assert played.by_status["done"] == [0] and played.by_status["stopped"] == [1, 2, 3]
     assert all(state.step < 20 for state in played.states[1:])
+    assert sum(state.used.tokens for state in played.states) == bench.used.tokens
+    assert all(state.used.tokens >= 50 for state in played.states), "those too that were stopped"
     again = Played(search, tmp_path, bench, lanes=1)
     assert len(bench.ran) == 4 and again.by_status == played.by_status
 
@@ -220,7 +222,14 @@ def test_trials_that_differ_in_the_student_cost_one_pass_of_the_teacher(tmp_path
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.tags["search.trial"] for run in children) == ["0", "1", "2"]
     assert parent.data.tags["search.best"] == str(result.best.number)
-    assert len(client.search_model_versions("name = 'digits-best'")) == 1
+    (version,) = client.search_model_versions("name = 'digits-best'")
+    assert version.tags["search.trial"] == str(result.best.number)
+    assert version.tags["search.job"] == (result.folder / "best.yaml").read_text()
+    for state in result.trials:
+        cost = state.summaries[0]["cost"]
+        assert state.used.student_s == pytest.approx(cost["student_device_s"])
+        assert state.used.teacher_s == pytest.approx(cost["teacher_device_s"])
+    assert sum(state.used.teacher_s for state in result.trials) > 0
 
 
 def test_a_populations_best_job_run_from_its_beginning_gives_its_weights_bit_for_bit(
@@ -260,6 +269,13 @@ def test_a_populations_best_job_run_from_its_beginning_gives_its_weights_bit_for
         if leg.parent not in (None, state.number)
     ]
     assert len(legs) == 16 and len(crossed) == 3 * 2
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("stillhouse")
+    assert experiment is not None
+    recorded = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in recorded} == {"FINISHED"}, "a leg that ended was not killed"
+    learned, held_out = 20 * 32, 64
+    assert sum(map(computed_by, result.trials)) == learned + held_out
     for leg in legs:
         checkpoint = tmp_path / "runs" / search.name / "runs" / leg.run_id / "checkpoints"
         assert (checkpoint / f"step-{leg.until:08d}" / "manifest.json").is_file()

@@ -78,8 +78,9 @@ class Store:
         self._check("artifact", run)
         self.files.append(path.name)
 
-    def register(self, run: str, path: Path, name: str, key: str) -> str:
+    def register(self, run: str, path: Path, name: str, key: str, tags: Mapping[str, str]) -> str:
         self._check("register", run)
+        self.facts = dict(tags)
         uri = self.versions.setdefault((name, key), f"models:/{name}/{len(self.versions) + 1}")
         self.after("register")
         return uri
@@ -126,10 +127,10 @@ def test_everything_a_run_says_arrives(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.html").write_text("x")
     tracker.artifact(tmp_path / "run" / "report.html")
     (tmp_path / "run" / "export").mkdir()
-    tracker.register_student(tmp_path / "run" / "export", "small")
+    tracker.register_student(tmp_path / "run" / "export", "small", {"search.trial": "3"})
     report = tracker.finish("finished", deadline_s=10)
     assert report.complete and report.refused == 0
-    assert report.registered == ("models:/small/1",)
+    assert report.registered == ("models:/small/1",) and store.facts == {"search.trial": "3"}
     assert sorted(point[3] for point in store.points) == [1, 2, 3]
     assert store.pairs == {
         "team": "a",
