@@ -733,7 +733,7 @@ def test_importance_says_nothing_of_a_populations_first_numbers(tmp_path: Path) 
     told: Any = FakeTracker()
     folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
     _conclude(search, folder, board, told, None)
-    assert json.loads((tmp_path / "search.json").read_text())["importance"] == {}
+    assert json.loads((tmp_path / "trials.json").read_text())["importance"] == {}
     assert not any("importance" in tag for tag in told.said)
 
 
