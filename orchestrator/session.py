@@ -21,6 +21,7 @@ import ray
 
 from orchestrator.data import Crossing
 from orchestrator.errors import Interrupted, SpecError
+from orchestrator.evaluation.graph import graph_of
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
 from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
@@ -43,7 +44,7 @@ from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import GeneratedSource, JsonlSource, Source
 from orchestrator.spec.job import NoPool, StandingPool
-from orchestrator.spec.models import RoleSpec, StudentSpec
+from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
 from orchestrator.students.records import PROJECTORS
@@ -168,11 +169,8 @@ class Session:
     ) -> dict[str, Any]:
         """Measure a finished run's export; nothing is recorded."""
         student, _ = self._prepared(job, folder, exports, resume=False)
-        export = _local_copy(f"{folder.uri}/export")
-        own = {**exports, job.name: Export(export, job.student)}
-        code = may_import(export, job.name, own, "student") or job.student.allow_remote_code
-        exported = StudentSpec(path=export, task=job.student.task, allow_remote_code=code)
-        measured = student.spec.model_copy(update={"student": exported})
+        own = {**exports, job.name: Export(f"{folder.uri}/export", job.student)}
+        measured = student.spec.model_copy(update={"student": _exported(job, own)})
         return self._watch(replace(student, spec=measured, evaluate_only=True), lambda event: None)
 
     def _prepared(
@@ -404,7 +402,8 @@ class Session:
         )
         summary_file = folder.local / "summary.json"
         summary_file.write_text(json.dumps(summary, indent=1))
-        report = write_report(folder.local, summary)
+        jobs, _, _ = RunFolder.read(folder.uri)
+        report = write_report(folder.local, summary, graph=graph_of(jobs))
         for file in (summary_file, report):
             tracker.artifact(file)
         if folder.uri != str(folder.local):
@@ -506,9 +505,9 @@ def _local_storage(job: JobSpec) -> str:
 def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str | None]:
     """The job with `job` and `registry` sources made folders, and its tokenizer's folder."""
 
-    def folder(kind: str, value: str) -> str:
+    def folder(kind: str, value: str, member: str | None) -> str:
         if kind == "job":
-            return _local_copy(exports[value].uri)
+            return _local_copy(exports[value].of(member))
         from orchestrator.tracking.address import address_of
         from orchestrator.tracking.registry import resolve_registry_uri
 
@@ -519,20 +518,39 @@ def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str
         kind, value = model.source
         if kind not in ("job", "registry"):
             return model
-        found = folder(kind, value)
-        update = {kind: None, "path": found}
-        if kind == "job" and may_import(found, value, exports, field):
+        found = folder(kind, value, model.member)
+        update = {kind: None, "member": None, "path": found}
+        if kind == "job" and may_import(found, value, exports, field, model.member):
             update["allow_remote_code"] = True
         return model.model_copy(update=update)
 
-    student = placed(job.student, "student.job")
+    student = job.student.with_models(lambda model: placed(model, "student.job"))
     roles: dict[str, RoleSpec] = {
         name: placed(role, f"roles.{name}.job") for name, role in job.roles.items()
     }
     asked = dict.fromkeys((*job.used_roles, *job.data.writers))
-    named = [("student", student), *((f"roles.{name}", roles[name]) for name in asked)]
+    named = [("student", student.model_of(None))]
+    named += [(f"roles.{name}", roles[name]) for name in asked]
     tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None
     return job.model_copy(update={"student": student, "roles": roles}), tokenizer
+
+
+def _exported(job: JobSpec, exports: Mapping[str, Export]) -> StudentSpec:
+    """A finished job's student as it lies in its run folder; each member of one with several."""
+
+    def of(member: str | None, model: ModelSpec) -> dict[str, Any]:
+        path = _local_copy(exports[job.name].of(member))
+        code = may_import(path, job.name, exports, "student", member) or model.allow_remote_code
+        return {"path": path, "task": model.task, "allow_remote_code": code}
+
+    student = job.student
+    if student.members is None:
+        outputs = [] if student.alone else student.outputs
+        return StudentSpec.model_validate({**of(None, student), "outputs": outputs})
+    members = {name: of(name, model) for name, model in student.members.items()}
+    return StudentSpec.model_validate(
+        {"task": student.task, "members": members, "export": student.export}
+    )
 
 
 def _earlier_projectors(job: JobSpec, exports: Mapping[str, Export]) -> str | None:

@@ -10,7 +10,7 @@ one chunked pass; terms that look inside, and those of another kind (`OwnTerm`),
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,18 @@ from torch import Tensor
 
 from . import measuring, schedules
 from .adaptive import Memory, first_memory, observed, quantity_of
-from .contract import Ask, Batch, CustomTerm, Outputs, OwnTerm, Signals, Term, logit_signals
+from .contract import (
+    Ask,
+    Batch,
+    CustomTerm,
+    LayersSignal,
+    Outputs,
+    OwnTerm,
+    Signal,
+    Signals,
+    Term,
+    logit_signals,
+)
 from .features import FeatureTerm
 from .linear import logits_loss, vocabulary_loss
 from .measuring import Wanted, measure
@@ -27,6 +38,7 @@ from .parts import Part
 from .progress import Progress
 from .rankers import rank_term
 from .specs import (
+    PEER,
     AdaptiveSchedule,
     CrossEntropySpec,
     DivergenceSpec,
@@ -49,6 +61,17 @@ State = dict[str, Memory]
 
 Known = Mapping[Wanted, Tensor]
 """Measures of a batch, [N] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where a term leads inside a student with several members."""
+
+    member: str | None = None  # that learns; None: the student has none, or its main one
+    peers: tuple[str, ...] = ()  # that it learns from, as they are in the step
+
+
+WHOLE = Edge()
 
 _PART_FIELDS = {field.name for field in fields(Part)}
 
@@ -82,7 +105,12 @@ def build_objective(
             watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
-    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched))
+    edges = {
+        name: Edge(term.member, term.peers)
+        for name, term in zip(spec.names, spec.terms, strict=True)
+        if term.member is not None or term.peers
+    }
+    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), edges)
 
 
 def _imported(spec: ImportedTerm | ImportedFeaturesSpec) -> Any:
@@ -230,6 +258,8 @@ class Objective:
     others: tuple[OwnTerm, ...] = ()
     features: tuple[FeatureTerm, ...] = ()
     watched: tuple[WatchedMeasure, ...] = ()
+    edges: Mapping[str, Edge] = field(default_factory=dict)
+    """By term: of those about members of the student."""
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -298,7 +328,7 @@ class Objective:
         """What decides which positions terms look at, for `counts` and `loss`; `asked` as there."""
         found: dict[Wanted, Tensor] = {}
         choosing = [term for term in self.vocabulary if term.where is not None]
-        for seen, terms in _by_batch(choosing, batch, asked):
+        for seen, _, terms in self._groups(choosing, batch, asked):
             where = [term.where for term in choosing if term in terms and term.where is not None]
             found |= measure(where, seen.kept_targets, logit_signals(signals))
         return found
@@ -339,7 +369,8 @@ class Objective:
         """The loss of one micro-batch, and each term's sum.
 
         Args:
-            outputs: the student's, for the batch's N loss-bearing positions; N may be 0.
+            outputs: the student's, for the batch's N loss-bearing positions; N may be 0. Those of
+                a student with several members say what each of them gives.
             batch: the micro-batch.
             signals: of every role that `asks` names.
             numbers: of `numbers(...)`.
@@ -361,13 +392,38 @@ class Objective:
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
         losses: list[Tensor] = []
         totals: dict[str, Tensor] = {}
-        for seen, terms in _by_batch(self.terms, batch, asked):
+        for seen, member, terms in self._groups(self.terms, batch, asked):
             shown = outputs if seen is batch else _narrowed(outputs, batch, seen)
-            parts, sums = self._seen(shown, seen, terms, signals, own, scales, known or {})
+            told = {**signals, **self._peers(terms, shown)}
+            shown = shown.of(member)
+            parts, sums = self._seen(shown, seen, terms, told, own, scales, known or {})
             losses += parts
             totals |= sums
         loss = sum(losses[1:], start=losses[0])  # not every term is a measure
         return loss, {term.name: totals[term.name] for term in self.terms}
+
+    def _groups(
+        self, terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
+    ) -> list[tuple[Batch, str | None, list[Term]]]:
+        """Terms by the batch that they see and the member of the student that learns."""
+        found: dict[tuple[int, str | None], tuple[Batch, str | None, list[Term]]] = {}
+        for term in terms:
+            seen, member = _seen(term, batch, asked), self.edges.get(term.name, WHOLE).member
+            found.setdefault((id(seen), member), (seen, member, []))[2].append(term)
+        return list(found.values())
+
+    def _peers(self, terms: Sequence[Term], outputs: Outputs) -> dict[str, Signal]:
+        """What members of the student say to others of them, as roles."""
+        told: dict[str, Signal] = {}
+        for term in terms:
+            for peer in self.edges.get(term.name, WHOLE).peers:
+                role = f"{PEER}{peer}"
+                if isinstance(term, FeatureTerm):  # whose pairs name layers of the whole student
+                    fixed = {path: layer.detach() for path, layer in outputs.layers.items()}
+                    told[Ask(role, "layers").key] = LayersSignal(fixed)
+                elif role not in told:
+                    told[role] = outputs.members[peer].as_signal()
+        return told
 
     def _seen(
         self,
@@ -431,17 +487,6 @@ class Objective:
         return logits_loss(outputs.logits, targets, signals, parts, places)
 
 
-def _by_batch(
-    terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
-) -> list[tuple[Batch, list[Term]]]:
-    """Terms by the batch they see."""
-    found: dict[int, tuple[Batch, list[Term]]] = {}
-    for term in terms:
-        seen = _seen(term, batch, asked)
-        found.setdefault(id(seen), (seen, []))[1].append(term)
-    return list(found.values())
-
-
 def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
     """The batch that a term sees."""
     roles = dict.fromkeys(ask.role for ask in term.asks())
@@ -470,6 +515,7 @@ def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
         layers=of(outputs.layers),
         attention=of(outputs.attention),
         projected=of(outputs.projected),
+        members={name: _narrowed(one, batch, asked) for name, one in outputs.members.items()},
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from orchestrator.errors import SpecError
 from orchestrator.models.families import OwedLoss, balance_loss
 from orchestrator.models.forward import (
-    classify,
+    classify_all,
     forward_hidden,
     forward_logits,
     forward_routed,
@@ -39,6 +39,7 @@ class StudentModule(nn.Module):
         owed: the balance loss that a mixture of experts owes, if any.
         inside: takes what terms look at inside the model; None: nothing.
         frozen: parts of the model that stay as in evaluation: their buffers do not move either.
+        main: the output that stands for the student, of a model with several; None: its own choice.
     """
 
     def __init__(
@@ -48,8 +49,10 @@ class StudentModule(nn.Module):
         owed: OwedLoss | None = None,
         inside: Inside | None = None,
         frozen: Sequence[nn.Module] = (),
+        main: str | None = None,
     ) -> None:
         super().__init__()
+        self._main = main
         self._frozen = tuple(frozen)
         self.model = model
         self.inside = inside
@@ -83,7 +86,8 @@ class StudentModule(nn.Module):
         """
         with self._looking(batch, consume, look_inside) as consume:
             if not self._separable:
-                return consume(Outputs(logits=_logits(self.model, batch)[batch.mask]))
+                outputs = _outputs(self.model, batch)
+                return consume(outputs.of(self._main))
             ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
             if self._owed is None or owe is None:
                 return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
@@ -107,11 +111,15 @@ class StudentModule(nn.Module):
         return _head_module(self.model)(hidden[batch.mask], consume=consume)
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """[R, T, V]; T is 1 for a classifier."""
+def _outputs(model: nn.Module, batch: Batch) -> Outputs:
+    """Logits at the loss-bearing positions, of each member where there are several."""
     if "position_ids" in batch.inputs:
-        return forward_logits(model, batch.inputs["input_ids"], batch.inputs["position_ids"])
-    return classify(model, batch.inputs).unsqueeze(1)
+        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+        return Outputs(logits=forward_logits(model, ids, positions)[batch.mask])
+    logits, named = classify_all(model, batch.inputs)
+    learned = batch.mask[:, 0]
+    members = {name: Outputs(logits=each[learned]) for name, each in named.items()}
+    return Outputs(logits=logits[learned], members=members)
 
 
 def _head_module(model: nn.Module) -> nn.Module:

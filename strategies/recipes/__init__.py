@@ -35,7 +35,9 @@ from .kd_sim import KDsim
 from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
 from .multi_teacher import MultiTeacher
+from .mutual_learning import MutualLearning
 from .objective_adjustment import ObjectiveAdjustment
+from .one import One
 from .partial_variance import PartialVariance
 from .relational import Relational
 from .reverse_kl import ReverseKL
@@ -89,7 +91,9 @@ RecipeSpec = Annotated[
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
-    | UnKD,
+    | UnKD
+    | MutualLearning
+    | One,
     Field(discriminator="kind"),
 ]
 

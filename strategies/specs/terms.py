@@ -18,7 +18,7 @@ from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBy
 from .ranking import BprSpec, StratifiedPairsSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-from .term import DENSE, DENSE_OR_TOPK, ImportPath, TermBase
+from .term import DENSE, DENSE_OR_TOPK, PEER, ImportPath, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -39,7 +39,7 @@ class RoleTerm(TermBase):
     encodings: ClassVar[tuple[str, ...]] = DENSE_OR_TOPK
 
     role: str = "teacher"
-    """The served role to learn from."""
+    """The served role to learn from, or `student.NAME`, another member of the student."""
     target: list[TargetSpec] = []
     """What becomes of the role's distribution first, in order. Needs `full` or `hidden`."""
     where: Literal["role_right", "role_wrong"] | None = None
@@ -48,14 +48,23 @@ class RoleTerm(TermBase):
     """A factor for each position; the count stays that of the positions."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
-        others = (role for transform in self.target for role in transform.served_roles)
+    def named_roles(self) -> tuple[str, ...]:
+        others = (role for transform in self.target for role in transform.named_roles)
         return tuple(dict.fromkeys((self.role, *others)))
 
     @property
     def needs_labels(self) -> bool:
         measured = self.weigh_by is not None and self.weigh_by.measure in OF_LABELS
         return self.where is not None or measured or any(t.needs_labels for t in self.target)
+
+    @model_validator(mode="after")
+    def _positions_are_known_before(self) -> Self:
+        if self.where is not None and self.role.startswith(PEER):
+            raise ValueError(
+                f"where is {self.where} of {self.role}, and which positions those are must be "
+                "known before the student runs; weigh_by: {measure: role_right} looks at the same"
+            )
+        return self
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -300,7 +309,7 @@ class MeasureTerm(TermBase):
         return "teacher" if self.role is None else self.role
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.looked_at,) if self.measure in OF_ROLES else ()
 
     @property
@@ -331,7 +340,7 @@ class ImportedTerm(TermBase):
     """Given to the function by name."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return tuple(self.roles)
 
 
