@@ -21,7 +21,7 @@ import ray
 
 from orchestrator.data import Crossing
 from orchestrator.errors import Interrupted, SpecError
-from orchestrator.evaluation.graph import graph_of
+from orchestrator.evaluation.graph import Graph, graph_of
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
 from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
@@ -121,8 +121,12 @@ class Session:
         *,
         resume: bool,
         pause_at: int | None = None,
+        jobs: Sequence[JobSpec] = (),
     ) -> dict[str, Any]:
-        """Run one job to its end, or until `pause_at` steps are done; its summary."""
+        """Run one job to its end, or until `pause_at` steps are done; its summary.
+
+        `jobs` are those of the list that it belongs to, for its report; none: it is alone.
+        """
         began = time.monotonic()
         parent = job.tracking.parent
         tracker = Tracker(
@@ -155,7 +159,7 @@ class Session:
             if summary["status"] == "paused":
                 status = "interrupted"
                 return summary
-            self._record(job, student, summary, tracker, folder)
+            self._record(job, student, summary, tracker, folder, graph_of(jobs or [job]))
             status = "finished"
             return summary
         except (Interrupted, KeyboardInterrupt):
@@ -387,6 +391,7 @@ class Session:
         summary: dict[str, Any],
         tracker: Tracker,
         folder: RunFolder,
+        graph: Graph,
     ) -> None:
         tracker.lineage(
             {
@@ -402,8 +407,7 @@ class Session:
         )
         summary_file = folder.local / "summary.json"
         summary_file.write_text(json.dumps(summary, indent=1))
-        jobs, _, _ = RunFolder.read(folder.uri)
-        report = write_report(folder.local, summary, graph=graph_of(jobs))
+        report = write_report(folder.local, summary, graph=graph)
         for file in (summary_file, report):
             tracker.artifact(file)
         if folder.uri != str(folder.local):

@@ -117,6 +117,8 @@ class _Names:
         """The earlier student that a model is."""
         if model.job is None:
             return None
+        if model.job not in self._place:  # of another list
+            return model.job if model.member is None else f"{model.job}.{model.member}"
         return self.student(self._place[model.job], model.member)
 
     def role(self, index: int, role: str) -> str:
@@ -370,5 +372,3 @@ def _short(name: str) -> str:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 16 else text[:15] + "…"
-
-

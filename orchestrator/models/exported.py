@@ -13,7 +13,6 @@ from orchestrator.spec.models import ModelSpec, StudentSpec
 
 from .made import MADE_FILE, Made, is_made, made_by, read_made
 
-
 MEMBERS = "members"
 """In a run folder, beside the export: the folder of the members that are not the student's own."""
 

@@ -158,8 +158,8 @@ def branches(
 ) -> "Branches":
     """Perceptrons that share their first layers, and a gate that mixes their logits: ONE.
 
-    Its outputs are `branch_0`, `branch_1`, ... and `ensemble`, [R, V] each: the sum of the branches'
-    logits, weighted by a softmax over the branches of what the gate makes of the shared features.
+    Its outputs are `branch_0`, `branch_1`, ... and `ensemble`, [R, V] each: the sum of the logits
+    of all branches, weighted by a softmax of what the gate makes of the shared features.
     Lan, Zhu, Gong, arXiv:1806.04606; their gate has batch statistics besides. The answer where one
     is wanted is the ensemble.
 

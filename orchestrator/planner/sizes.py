@@ -55,9 +55,7 @@ def model_size(
     if kind == "job":
         for index, job in enumerate(earlier):
             if job.name == value:
-                return model_size(
-                    job.student.model_of(spec.member), earlier[:index], vocabulary
-                )
+                return model_size(job.student.model_of(spec.member), earlier[:index], vocabulary)
     return ModelSize()
 
 

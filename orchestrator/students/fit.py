@@ -66,8 +66,11 @@ def _check_items(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:
             f"scores {loaded.vocabulary} items, and the data have {data.classes}",
             f"Give it {data.classes}",
         )
-    graph, edges = loaded.module, torch.from_numpy(data.edges)
-    if isinstance(graph, LightGCN) and not torch.equal(graph.edges.cpu(), edges):
+    edges = torch.from_numpy(data.edges)
+    for one in (*loaded.members.values(), loaded):
+        graph = one.module
+        if not isinstance(graph, LightGCN) or torch.equal(graph.edges.cpu(), edges):
+            continue
         raise SpecError(
             "student.arguments",
             f"make a graph of {graph.edges.shape[1]} interactions, and the data train on "

@@ -15,7 +15,9 @@ class MutualLearning(Recipe):
 
     title = "Deep mutual learning (DML)"
     source = "Zhang, Xiang, Hospedales, Lu. arXiv:1706.00384, section 2"
-    equation = "L = sum over members k of c CE(y, q_k) + w / (K - 1) sum over j of T^2 KL(q_j || q_k)"
+    equation = (
+        "L = sum over members k of c CE(y, q_k) + w / (K - 1) sum over j of T^2 KL(q_j || q_k)"
+    )
     of_classifiers = True
     kind: Literal["mutual_learning"]
     members: Annotated[list[str], Field(min_length=2)] = ["a", "b"]

@@ -37,7 +37,7 @@ class TermBase(Spec):
 
     @property
     def named_roles(self) -> tuple[str, ...]:
-        """Roles that it looks at; `student.NAME` is a member of the student, as it is in the step."""
+        """Roles that it looks at; `student.NAME` is a member of the student, of the same step."""
         return ()
 
     @property

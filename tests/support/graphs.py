@@ -17,10 +17,13 @@ from orchestrator.data import Order, collation, prepare, share
 from orchestrator.models.capture import by_sample, first_of, inside_classifier, watching
 from orchestrator.models.exported import Export, may_import
 from orchestrator.models.forward import classify
+from orchestrator.models.gradients import by_sample as of_samples
+from orchestrator.models.gradients import confidence_gradients, placing
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.trainable import frozen_parts
 from orchestrator.planner.layer_maps import LayerMaps
 from orchestrator.pool.inside import maps_of
+from orchestrator.signals.records import INPUT
 from orchestrator.spec import JobSpec
 from orchestrator.students.batches import to_device
 from orchestrator.students.engine import parameter_groups
@@ -31,7 +34,7 @@ from orchestrator.students.module import StudentModule
 from orchestrator.students.records import StudentJob
 from orchestrator.students.start import load_student
 from orchestrator.students.step import Stepped, Stepper
-from strategies.contract import Batch, DenseSignal, LayersSignal, Signal
+from strategies.contract import Batch, DenseSignal, GradientsSignal, LayersSignal, Signal
 from strategies.objective import build_objective
 from strategies.progress import Progress
 
@@ -169,8 +172,17 @@ def _micro(
             assert found is not None
             taken[path] = by_sample(found, batch.inputs)[batch.mask[:, 0]].detach()
 
-        with watching(role.module, () if ask is None else ask.layers, see):
+        by: Any = maps.asks.get(f"{name}.gradients")
+        learned, paths = batch.mask[:, 0], () if by is None else by.layers
+        with (
+            watching(role.module, () if ask is None else ask.layers, see),
+            placing(role.module, paths, INPUT, text=False) as places,
+        ):
             logits = classify(role.module, batch.inputs)
-        signals[name] = DenseSignal(logits[batch.mask[:, 0]])
+        signals[name] = DenseSignal(logits[learned])
         signals[f"{name}.layers"] = LayersSignal(taken)
+        if places:
+            found = confidence_gradients(logits, places, create_graph=True)
+            own = {path: of_samples(g.detach(), None)[learned] for path, g in found.items()}
+            signals[f"{name}.gradients"] = GradientsSignal(own)
     return Micro(batch, signals, len(rows), len(rows), rows)

@@ -29,8 +29,11 @@ def alone() -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
-OTHERS = {**digits.data(100), "sources": [digits.data()["sources"][0] | {"format": {
-    "kind": "features", "shape": [64], "label": None}, "arguments": {"offset": 900, "limit": 100}}]}  # fmt: skip
+OTHERS = digits.data()
+OTHERS["sources"][0] |= {
+    "format": {"kind": "features", "shape": [64], "label": None},
+    "arguments": {"offset": 900, "limit": 100},
+}
 GRAPHS: dict[str, list[dict[str, Any]]] = {
     "one teacher, one student": [
         raw("teacher"),
@@ -176,19 +179,32 @@ EDGES: dict[str, dict[str, Any]] = {
     "another label term": {"kind": "cross_entropy", "label_smoothing": 0.3},
     "weighed": {**KL, "weigh_by": {"measure": "student_entropy"}, "target": [{"kind": "swap"}]},
     "hidden_states": {"kind": "hidden_states", "projector": "linear", **LAYERS},
-    "attention_transfer": {"kind": "attention_transfer", **LAYERS},
+    "input_gradients": {"kind": "input_gradients"},
     "similarity_preserving": {"kind": "similarity_preserving", "group": 4, **LAYERS},
     "relational": {"kind": "relational", "relation": "angle", "group": 4, **LAYERS},
+    "attention_transfer": {"kind": "attention_transfer", **LAYERS},
+    "fsp": {
+        "kind": "fsp",
+        "flows": [{"student": ["stages.0", "stages.1"], "role": ["stages.0", "stages.1"]}],
+    },
 }  # fmt: skip
+OF_MAPS = ("attention_transfer", "fsp")
 
 
 @pytest.mark.parametrize("name", EDGES)
 def test_an_edge_of_weight_0_is_no_edge_to_the_bit(name: str, tmp_path: Path) -> None:
     edge = {**EDGES[name], "weight": 0.0}
     role = {"teacher": {**ROLE, "arguments": {**ROLE["arguments"], "width": 10}}}
+    job_of: dict[str, Any] = {"roles": role}
+    if name in OF_MAPS:
+        arguments = {"channels": 1, "size": 8, "classes": 10, "width": 4, "depth": 1}
+        conv = {"import": "orchestrator.models.reference:conv", "arguments": arguments}
+        conv |= {"task": "classifier"}
+        job_of = {"student": conv, "roles": {"teacher": conv}, "data": raw("x")["data"]}
+        job_of["data"]["sources"][0]["format"]["shape"] = [1, 8, 8]
     found = []
     for terms in ([CE], [CE, edge], [CE, {**edge, "weight": 0.7}]):
-        (job,) = validate_jobs([raw("student", terms, roles=role)])
+        (job,) = validate_jobs([raw("student", terms, **job_of)])
         found.append(graphs.learn(job, tmp_path, steps=3).after)
     without, weightless, with_it = found
     assert all(weight.equal(weightless[k]) for k, weight in without.items())

@@ -70,9 +70,9 @@ def kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
 def ce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over samples of -log p_y."""
     p = logits.exp() / logits.exp().sum(1, keepdim=True)
-    return -sum((p[i, y].log() for i, y in enumerate(labels.tolist())), start=p.new_zeros(())) / len(
-        labels
-    )
+    return -sum(
+        (p[i, y].log() for i, y in enumerate(labels.tolist())), start=p.new_zeros(())
+    ) / len(labels)
 
 
 @pytest.mark.parametrize("names", [NAMES[:2], NAMES])
@@ -177,7 +177,9 @@ def test_one_is_the_papers_from_trunk_to_gate(c: float, w: float, temperature: f
             expected = expected + w * kl(z["ensemble"], logits, temperature)
     torch.testing.assert_close(loss, expected, check_dtype=False)
     weights = list(module.parameters())
-    for mine, theirs in zip(*(torch.autograd.grad(x, weights) for x in (loss, expected)), strict=True):
+    for mine, theirs in zip(
+        *(torch.autograd.grad(x, weights) for x in (loss, expected)), strict=True
+    ):
         torch.testing.assert_close(mine, theirs)
 
 
@@ -286,6 +288,8 @@ class Two(torch.nn.Module):
 
 
 def test_outputs_of_other_shapes_are_no_classifier() -> None:
-    wrong = Two(lambda x: NamedLogits({"a": x.new_zeros(len(x), 3), "b": x.new_zeros(len(x), 4)}, "a"))
+    wrong = Two(
+        lambda x: NamedLogits({"a": x.new_zeros(len(x), 3), "b": x.new_zeros(len(x), 4)}, "a")
+    )
     with pytest.raises(TypeError, match=r"shape \[2, 4\] for 2 samples"):
         classify(wrong, {"features": torch.ones(2, 5)})
