@@ -166,9 +166,8 @@ class MemberSpec(ModelSpec):
 class StudentSpec(ModelSpec):
     """The one role that is trained: a model, or several that learn side by side.
 
-    `members` are models of their own. `outputs` are those of one module that gives several, by name
-    (`strategies`' terms do not tell the two apart): its forward returns a mapping, whose `logits`
-    is its answer where one is wanted.
+    `members` are models of their own; `outputs` are those of one module that gives several by name.
+    Terms do not tell the two apart.
     """
 
     sources: ClassVar[tuple[str, ...]] = (*SOURCES, "members")

@@ -211,6 +211,19 @@ def test_an_edge_of_weight_0_is_no_edge_to_the_bit(name: str, tmp_path: Path) ->
     assert not all(weight.equal(with_it[k]) for k, weight in without.items())
 
 
+def test_learning_a_peers_layers_moves_the_learner_alone(tmp_path: Path) -> None:
+    training = {**raw("x")["training"], "clip": None}  # which would couple them
+    apart = [{**CE, "member": "a"}, {**CE, "member": "b"}]
+    hint = {"kind": "hidden_states", "member": "a", "role": "student.b", **LAYERS}
+    found = []
+    for terms in (apart, [*apart, {**hint, "projector": "linear", "weight": 5.0}]):
+        (job,) = validate_jobs([raw("pair", terms, members(a=SMALL, b=ROLE), training=training)])
+        found.append(_each(graphs.learn(job, tmp_path, steps=2).after))
+    (a, b), (taught, peer) = found
+    assert all(weight.equal(peer[name]) for name, weight in b.items())
+    assert not a["first.weight"].equal(taught["first.weight"])
+
+
 def test_an_edge_of_weight_0_between_members_is_none_either(tmp_path: Path) -> None:
     apart = [{**CE, "member": "a"}, {**CE, "member": "b"}]
     edge = {**KL, "member": "a", "role": "student.b"}

@@ -22,7 +22,7 @@ from orchestrator.spec.models import ModelSpec, StudentSpec
 from orchestrator.students.export import _write  # pyright: ignore[reportPrivateUsage]
 from orchestrator.students.module import StudentModule
 from orchestrator.students.records import StudentJob
-from strategies.contract import IGNORED, Batch, Outputs
+from strategies.contract import IGNORED, Batch, DenseSignal, Head, HiddenSignal, Outputs
 from strategies.objective import build_objective
 from strategies.progress import Progress
 from strategies.specs import ObjectiveSpec
@@ -106,12 +106,18 @@ def test_what_a_member_learns_moves_no_other() -> None:
     )
     a, *others = torch.autograd.grad(loss, list(z.values()), allow_unused=True)
     assert a is not None and a.abs().max() > 0 and others == [None, None]
+    head = Head(torch.ones(V, 3, requires_grad=True), torch.ones(V, requires_grad=True))
+    told = (
+        outputs.members["b"].as_signal(),
+        Outputs(hidden=torch.ones(4, 3, requires_grad=True), head=head).as_signal(),
+    )
+    assert isinstance(told[0], DenseSignal) and isinstance(told[1], HiddenSignal)
+    fixed = (told[0].logits, told[1].hidden, told[1].head.weight, told[1].head.bias)
+    assert not any(tensor is None or tensor.requires_grad for tensor in fixed)
 
 
 def test_a_mixture_of_peers_and_a_role_is_as_if_all_were_roles() -> None:
     """A member is a role to whatever looks at roles: targets and measures as well."""
-    from strategies.contract import DenseSignal
-
     batch, z = batch_of(5), leaves(NAMES, 4)
     told = torch.randn(4, V, dtype=torch.float64)
     mixed = {"kind": "mix", "weights": [1.0, 0.5, 2.0], "by": "entropy"}
