@@ -43,6 +43,7 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import GeneratedSource, JsonlSource, Source
+from orchestrator.spec.diagnostics import GradientNormSpec, ObjectiveLossSpec
 from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
@@ -171,7 +172,19 @@ class Session:
     def evaluate_job(
         self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]
     ) -> dict[str, Any]:
-        """Measure a finished run's export; nothing is recorded."""
+        """Measure a finished run's export; nothing is recorded.
+
+        Raises:
+            SpecError: a diagnostic looks at outputs of the student that the export has not.
+        """
+        for index, spec in enumerate(job.evaluation.diagnostics):
+            if job.student.alone and isinstance(spec, GradientNormSpec | ObjectiveLossSpec):
+                raise SpecError(
+                    f"evaluation.diagnostics.{index}",
+                    f"is {spec.kind}, which computes the objective of all outputs, and the export "
+                    f"holds {job.student.alone} alone",
+                    "Measure it in the run, as its summary has it",
+                )
         student, _ = self._prepared(job, folder, exports, resume=False)
         own = {**exports, job.name: Export(f"{folder.uri}/export", job.student)}
         measured = student.spec.model_copy(update={"student": _exported(job, own)})
