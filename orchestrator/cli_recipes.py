@@ -20,7 +20,7 @@ from orchestrator.signals.asks import ask_of
 from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec.models import EncodingSpec, HiddenEncoding, RoleSpec
 from strategies.recipes import RECIPES, Recipe
-from strategies.specs import Within
+from strategies.specs import MovedSpec, Within
 
 SHOWN = Sizes(vocabulary=32_000, width=2048)
 """Sizes of the role whose bytes are told."""
@@ -169,7 +169,7 @@ def _print_table() -> None:
 def _passes(recipe: Recipe) -> str:
     """Teacher passes a sample: one for each thing asked of a role, fewer where some are chosen."""
     selected = recipe.select()
-    count = len(recipe.asks)
+    count = sum(what != "resident" for _, what in recipe.asks)
     return f"{count * selected.share:g}" if selected is not None else str(count)
 
 
@@ -178,7 +178,13 @@ def _asks(recipe: Recipe) -> str:
         return "no role"
     passes = _passes(recipe)
     plural = "" if passes == "1" else "es"
-    return f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    told = f"{', '.join(recipe.roles)}: {passes} teacher pass{plural} a sample"
+    beside = ", ".join(role for role, what in recipe.asks if what == "resident")
+    if beside:
+        told += f"; the weights of {beside} beside the student"
+    if isinstance(recipe.between_epochs(), MovedSpec):
+        told += ", and one with a backward for each step of each sample that is moved"
+    return told
 
 
 def _bytes(recipe: Recipe) -> Mapping[str, int]:
@@ -219,7 +225,13 @@ def _type(annotation: Any) -> str:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "schedule"
-    names = {str: "text", int: "whole number", float: "number", type(None): "absent"}
+    names = {
+        str: "text",
+        bool: "true or false",
+        int: "whole number",
+        float: "number",
+        type(None): "absent",
+    }
     return names[annotation]
 
 
@@ -240,4 +252,6 @@ def _default(info: FieldInfo) -> str:
     if isinstance(value, BaseModel):
         flow = {"default_flow_style": True, "sort_keys": False, "width": 200}
         return yaml.safe_dump(_schedule(value), **flow).strip()
+    if isinstance(value, bool):
+        return str(value).lower()
     return "absent" if value is None else str(value)

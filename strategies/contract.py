@@ -11,12 +11,13 @@ depend on how a batch was cut.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from .specs import Number
+from .specs.term import LooksAt
 
 IGNORED = -100
 """Target of a position that bears no loss."""
@@ -38,11 +39,20 @@ class Batch:
     targets: Tensor  # [R, T] int64; IGNORED where no loss is borne
     sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
     epoch: int = 0  # of what is drawn anew in each; 0 outside training
+    labelled: Tensor | None = None  # [R, T] bool: where targets are labels; None: everywhere
 
     @property
     def mask(self) -> Tensor:
         """[R, T] bool: positions that bear loss."""
         return self.targets != IGNORED
+
+    @property
+    def with_labels(self) -> "Batch":
+        """With loss only where the targets are labels; itself where they all are."""
+        if self.labelled is None:
+            return self
+        targets = self.targets.masked_fill(~self.labelled, IGNORED)
+        return replace(self, targets=targets, labelled=None)
 
     @property
     def kept_targets(self) -> Tensor:
@@ -150,10 +160,72 @@ class GradientsSignal:
     gradients: Mapping[str, Tensor]  # by path: [N, d], or of a text [N, d, longest]
 
 
+@dataclass(frozen=True, slots=True)
+class VjpSignal:
+    """Encoding `vjp`: what a classifier gives at some inputs, and a gradient by them."""
+
+    output: Tensor  # [N, V]: logits or probabilities
+    gradient: Tensor  # [N, d], by the features
+
+
 LogitSignal = HiddenSignal | TopKSignal | SampledSignal | DenseSignal
-Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal
+
+
+class Resident(Protocol):
+    """A role's own weights beside the student, frozen and in evaluation mode.
+
+    Answers an ask of kind `resident`: about any batch, and what depends on the student too.
+    """
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """By parameter name, those of tied ones once."""
+        ...
+
+    @property
+    def mean_gradient(self) -> Mapping[str, Tensor] | None:
+        """`gradient` of all training data over their positions; None: no term has asked for it."""
+        ...
+
+    def gradient(self, batch: "Batch") -> Mapping[str, Tensor]:
+        """Of the summed cross entropy against a batch's N labels, by each of `weights`.
+
+        Float32 or better; zeros where N = 0.
+        """
+        ...
+
+    def outputs(self, batch: "Batch", given: Mapping[str, Tensor] | None = None) -> "Outputs":
+        """What the role says of a batch, differentiable by what is given.
+
+        Args:
+            batch: of the student's own inputs.
+            given: by module path, what takes the place of the module's output, whole, its channels
+                the role's own (`Outputs.whole`).
+        """
+        ...
+
+    def signal(self, batch: "Batch") -> LogitSignal:
+        """The same as a constant, as if it had been served."""
+        ...
+
+
+Signal = LogitSignal | LayersSignal | AttentionSignal | GradientsSignal | VjpSignal | Resident
 Signals = Mapping[str, Signal]
 """By `Ask.key`; every signal covers the N loss-bearing positions of its batch, in order."""
+
+
+def resident_of(signals: Signals, role: str) -> Resident:
+    """A role's own weights.
+
+    Raises:
+        ValueError: they are not there.
+    """
+    found = signals.get(Ask(role, "resident").key)
+    if found is None:
+        raise ValueError(
+            f"the weights of role {role!r} are not beside the student; give them to build_objective"
+        )
+    return cast(Resident, found)  # what is under such a key
 
 
 def logit_signals(signals: Signals) -> dict[str, LogitSignal]:
@@ -195,15 +267,21 @@ class Outputs:
         assert self.logits is not None  # the one or the other
         return DenseSignal(self.logits.detach())
 
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    """By module path or projector: all rows and positions, as the module or projector gave them."""
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    """By name, those that are trained; where a role's weights are beside them, and ZeRO is below 3.
+    """
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """What a term wants to know of a role."""
 
     role: str
-    kind: Literal["logits", "layers", "attention", "gradients"] = "logits"
+    kind: LooksAt = "logits"
     layers: tuple[str, ...] = ()
-    """Module paths; of asks that are not about logits."""
+    """Module paths; of asks that are about layers."""
 
     @property
     def key(self) -> str:

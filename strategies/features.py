@@ -189,12 +189,11 @@ class FeatureTerm:
 def hidden_distance(ours: Tensor, theirs: Tensor, distance: str) -> Tensor:
     """[N] from features of one shape; positions of a map are averaged."""
     ours, theirs = ours.movedim(1, -1), theirs.movedim(1, -1)
-    if distance == "mse":
-        value = (ours - theirs).square().mean(-1)
-    else:
+    if distance != "mse":
         ours, theirs = _unit(ours, -1), _unit(theirs, -1)
-        # 1 - cos as half a squared distance: nothing cancels where they agree.
-        value = (ours - theirs).square().sum(-1) * (0.5 if distance == "cosine" else 1.0)
+    squares = (ours - theirs).square()
+    # 1 - cos as half a squared distance: nothing cancels where they agree.
+    value = squares.sum(-1) / 2 if distance == "cosine" else squares.mean(-1)
     return value if value.ndim == 1 else value.flatten(1).mean(1)
 
 

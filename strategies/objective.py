@@ -25,6 +25,7 @@ from .contract import (
     LayersSignal,
     Outputs,
     OwnTerm,
+    Resident,
     Signal,
     Signals,
     Term,
@@ -37,9 +38,11 @@ from .pairs import Pairs
 from .parts import Part
 from .progress import Progress
 from .rankers import rank_term
+from .resident import resident_term
 from .specs import (
     PEER,
     AdaptiveSchedule,
+    BlockwiseLogitsSpec,
     CrossEntropySpec,
     DivergenceSpec,
     FeatureTermSpec,
@@ -50,6 +53,7 @@ from .specs import (
     Number,
     ObjectiveSpec,
     RankTermSpec,
+    RoleGradientSpec,
     RoleTerm,
     TermSpec,
 )
@@ -69,15 +73,19 @@ class Edge:
 
     member: str | None = None  # that learns; None: the student has none, or its main one
     peers: tuple[str, ...] = ()  # that it learns from, as they are in the step
+    reads_labels: bool = True
 
 
 WHOLE = Edge()
 
-_PART_FIELDS = {field.name for field in fields(Part)}
+_PART_FIELDS = {each.name for each in fields(Part)}
 
 
 def build_objective(
-    spec: ObjectiveSpec, pairs: Pairs | None = None, popularity: Tensor | None = None
+    spec: ObjectiveSpec,
+    pairs: Pairs | None = None,
+    popularity: Tensor | None = None,
+    residents: Mapping[str, Resident] | None = None,
 ) -> "Objective":
     """The callables of a spec.
 
@@ -87,6 +95,7 @@ def build_objective(
             computed.
         popularity: [V] int64: users that are trained on each item; without it terms on the order
             of items cannot be computed.
+        residents: by role, what is beside the student; terms that want another cannot be computed.
     """
     pairs = pairs or {}
     terms: list[VocabularyTerm] = []
@@ -96,6 +105,8 @@ def build_objective(
     for name, term in zip(spec.names, spec.terms, strict=True):
         if isinstance(term, ImportedTerm):
             others.append(OutsideTerm(name, term, _imported(term)))
+        elif isinstance(term, RoleGradientSpec | BlockwiseLogitsSpec):
+            others.append(resident_term(name, term, pairs.get(name, ())))
         elif isinstance(term, RankTermSpec):
             others.append(rank_term(name, term, popularity))
         elif isinstance(term, FeatureTermSpec):
@@ -106,11 +117,12 @@ def build_objective(
         else:
             terms.append(VocabularyTerm(name, term))
     edges = {
-        name: Edge(term.member, term.peers)
+        name: Edge(term.member, term.peers, term.needs_labels)
         for name, term in zip(spec.names, spec.terms, strict=True)
         if term.member is not None or term.peers
     }
-    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), edges)
+    beside = {Ask(role, "resident").key: one for role, one in (residents or {}).items()}
+    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), edges, beside)
 
 
 def _imported(spec: ImportedTerm | ImportedFeaturesSpec) -> Any:
@@ -141,8 +153,8 @@ class OutsideTerm:
     inner: CustomTerm
 
     def asks(self) -> tuple[Ask, ...]:
-        """Logits of the spec's roles."""
-        return tuple(Ask(role) for role in self.spec.served_roles)
+        """Logits of the spec's roles, and those that it wants beside the student."""
+        return tuple(Ask(role, what) for role, what in self.spec.asked)
 
     def numbers(self) -> Mapping[str, Number]:
         """The weight."""
@@ -260,6 +272,8 @@ class Objective:
     watched: tuple[WatchedMeasure, ...] = ()
     edges: Mapping[str, Edge] = field(default_factory=dict)
     """By term: of those about members of the student."""
+    residents: Mapping[str, Resident] = field(default_factory=dict)
+    """By `Ask.key`: roles' own weights beside the student."""
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -349,12 +363,14 @@ class Objective:
             known: of `known`; None: it is measured here.
         """
         known = self.known(batch, signals, asked) if known is None else known
-        return {
-            term.name: term.counted(_seen(term, batch, asked), known)
+        found = {
+            term.name: term.counted(seen, known)
             if isinstance(term, VocabularyTerm)
-            else term.count(_seen(term, batch, asked), signals)
-            for term in self.terms
+            else term.count(seen, signals)
+            for seen, _, terms in self._groups(self.terms, batch, asked)
+            for term in terms
         }
+        return {term.name: found[term.name] for term in self.terms}
 
     def loss(
         self,
@@ -377,8 +393,9 @@ class Objective:
             scales: per term: its weight over the global count, times the engine's own factors.
                 0 reports a term without training on it.
             asked: by role, `batch` with loss only where the role was asked, which is what its
-                signal then covers; terms without a role see all of `batch`. None: roles were asked
-                about all.
+                signal then covers; terms without a role see all of `batch` that is labelled,
+                and those that learn from members of the student and no label all of it. None: roles
+                were asked about all.
             known: of `known`; what it lacks is measured here.
 
         Returns:
@@ -407,9 +424,14 @@ class Objective:
     ) -> list[tuple[Batch, str | None, list[Term]]]:
         """Terms by the batch that they see and the member of the student that learns."""
         found: dict[tuple[int, str | None], tuple[Batch, str | None, list[Term]]] = {}
+        labelled = batch.with_labels
         for term in terms:
-            seen, member = _seen(term, batch, asked), self.edges.get(term.name, WHOLE).member
-            found.setdefault((id(seen), member), (seen, member, []))[2].append(term)
+            edge = self.edges.get(term.name, WHOLE)
+            if term.asks():
+                seen = _seen(term, batch, asked)
+            else:  # members tell each other of what has no label too
+                seen = batch if edge.peers and not edge.reads_labels else labelled
+            found.setdefault((id(seen), edge.member), (seen, edge.member, []))[2].append(term)
         return list(found.values())
 
     def _peers(self, terms: Sequence[Term], outputs: Outputs) -> dict[str, Signal]:
@@ -453,10 +475,11 @@ class Objective:
             total = term.total(outputs, batch, signals, known)
             losses.append(float(scales[term.name]) * total)
             totals[term.name] = total.detach()
+        given = {**signals, **self.residents}
         for term in self.others:
             if term not in terms:
                 continue
-            total = term.total(outputs, batch, signals, own[term.name])
+            total = term.total(outputs, batch, given, own[term.name])
             losses.append(float(scales[term.name]) * total)
             totals[term.name] = total.detach()
         return losses, totals
@@ -488,9 +511,12 @@ class Objective:
 
 
 def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
-    """The batch that a term sees."""
-    roles = dict.fromkeys(ask.role for ask in term.asks())
-    if asked is None or not roles:
+    """The batch that a term sees: what is beside the student only is asked about all of it."""
+    if asked is None:
+        return batch
+    asks = [ask for ask in term.asks() if ask.kind != "resident" or ask.role in asked]
+    roles = dict.fromkeys(ask.role for ask in asks)
+    if not roles:
         return batch
     first, *others = (asked[role] for role in roles)
     if any(other is not first for other in others):
@@ -516,6 +542,7 @@ def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
         attention=of(outputs.attention),
         projected=of(outputs.projected),
         members={name: _narrowed(one, batch, asked) for name, one in outputs.members.items()},
+        gradients=of(outputs.gradients),
     )
 
 

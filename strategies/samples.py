@@ -4,6 +4,7 @@ R rows, T positions in a row, N loss-bearing positions, S samples of the data.
 """
 
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -102,7 +103,8 @@ class Change:
     """What the next epochs hold."""
 
     members: np.ndarray  # [m] int64, rising, at least one
-    blends: Mapping[int, Blend] = field(default_factory=dict)  # by member; features only
+    blends: Mapping[int, Blend] | None = field(default_factory=dict)
+    """By member; features only. None: those of before stay."""
 
 
 Hook = Callable[[Epoch], Change]
@@ -131,7 +133,8 @@ def hook_of(spec: CondenseSpec | HookSpec) -> Hook:
 def size_after(spec: CondenseSpec, samples: int, epochs: int) -> int:
     """Samples that are left after so many epochs: max(keep S, S - stage S (1 - keep) / stages)."""
     stage = min(epochs // spec.every, spec.stages)
-    return max(1, round(samples - stage * samples * (1 - spec.keep) / spec.stages))
+    left = samples - stage * samples * (1 - spec.keep) / spec.stages
+    return max(1, math.ceil(left - 1e-9))  # never below the share; 700 of 1000 are not 700.0000001
 
 
 def condensed(spec: CondenseSpec, epoch: Epoch) -> Change:
@@ -139,7 +142,7 @@ def condensed(spec: CondenseSpec, epoch: Epoch) -> Change:
     target = size_after(spec, epoch.samples, epoch.number)
     members = epoch.members
     if target >= len(members):
-        return Change(members)
+        return Change(members, blends=None)  # the last stage's set is trained on to the end
     ranked = members[np.argsort(-_scores(spec, epoch), kind="stable")]
     kept, dropped = ranked[:target], ranked[target:]
     blends: dict[int, Blend] = {}

@@ -25,6 +25,7 @@ class NumpyBatch:
     inputs: Mapping[str, np.ndarray]  # keyword arguments of the model, [R, ...]
     targets: np.ndarray  # [R, T]; IGNORED where no loss is borne
     sample_index: np.ndarray  # [R, T]; index in the store, -1 in padding
+    labelled: np.ndarray | None = None  # [R, T] bool; None: everywhere
 
 
 def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch:

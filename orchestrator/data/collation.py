@@ -27,7 +27,8 @@ def collate_classes(store: SampleStore, rows: Sequence[Row], reading: Reading) -
     """Lay out rows of one sample each, or none, for a classifier.
 
     Returns:
-        Inputs as `inputs_of` makes them; targets and sample index are [R, 1].
+        Inputs as `inputs_of` makes them; targets and sample index are [R, 1]. A sample without
+        a label has target 0, and the batch says so.
 
     Raises:
         ValueError: a row has several samples.
@@ -40,9 +41,11 @@ def collate_classes(store: SampleStore, rows: Sequence[Row], reading: Reading) -
     targets = [[store.label(row[0]) if row else IGNORED] for row in rows]
     index = [[row[0] if row else -1] for row in rows]
     inputs = inputs_of(reading, samples, int(store.lengths[0]))
+    labelled = np.array([[not row or store.labelled(row[0])] for row in rows], bool)
     shape = (len(rows), 1)
     return NumpyBatch(
         inputs,
         np.array(targets, np.int64).reshape(shape),
         np.array(index, np.int64).reshape(shape),
+        None if labelled.all() else labelled.reshape(shape),
     )

@@ -5,6 +5,7 @@ Epochs are decided one after the other; how many samples one holds may be known 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -69,10 +70,7 @@ class BlendedStore(SampleStore):
     @classmethod
     def over(cls, store: SampleStore, blends: Mapping[int, tuple[int, float]]) -> "BlendedStore":
         """The same samples, blended."""
-        own: dict[str, Any] = {
-            name: getattr(store, name) for name in SampleStore.__dataclass_fields__
-        }
-        return cls(**own, blends=dict(blends))
+        return cls(**_fields(store), blends=dict(blends))
 
     def tokens(self, index: int) -> np.ndarray:
         words = super().tokens(index)
@@ -82,3 +80,66 @@ class BlendedStore(SampleStore):
         mine, theirs = words.view(np.float32), super().tokens(other).view(np.float32)
         mixed = np.float32(share) * mine + np.float32(1 - share) * theirs
         return mixed.astype(np.float32).view(np.int32)
+
+
+@dataclass(frozen=True)
+class ExtendedStore(SampleStore):
+    """A store and, behind its samples, some of them once more with other words and no label."""
+
+    origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """[m] int64: which of the store's own sample each of the further ones was."""
+    words: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    """[m, n] int32; n is that of the store's own samples."""
+
+    @classmethod
+    def over(cls, store: SampleStore, origins: np.ndarray, words: np.ndarray) -> "ExtendedStore":
+        """The same samples, and m behind them.
+
+        Raises:
+            ValueError: origins and words do not go together, or samples have another length.
+        """
+        wanted = (len(origins), int(store.lengths[0]) if len(store) else 0)
+        if words.shape != wanted or words.dtype != np.int32:
+            raise ValueError(
+                f"words are {words.dtype} {list(words.shape)}, and {len(origins)} samples of this "
+                f"store have int32 {list(wanted)}"
+            )
+        return cls(**_fields(store), origins=origins, words=words)
+
+    def __len__(self) -> int:
+        return super().__len__() + len(self.origins)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        own = np.diff(self._offsets).astype(np.int32)
+        return np.concatenate([own, own[self.origins]])
+
+    def tokens(self, index: int) -> np.ndarray:
+        further = self._further(index)
+        return super().tokens(index) if further is None else self.words[further]
+
+    def loss_mask(self, index: int) -> np.ndarray:
+        return super().loss_mask(self._origin(index))
+
+    def label(self, index: int) -> int:
+        return super().label(index) if self.labelled(index) else 0
+
+    def labelled(self, index: int) -> bool:
+        return self._further(index) is None
+
+    def id(self, index: int) -> str:
+        """As of any sample; of a further one, that of its origin with `+`."""
+        own = super().id(self._origin(index))
+        return own if self.labelled(index) else f"{own}+"
+
+    def _further(self, index: int) -> int | None:
+        own = super().__len__()
+        return index - own if index >= own else None
+
+    def _origin(self, index: int) -> int:
+        further = self._further(index)
+        return index if further is None else int(self.origins[further])
+
+
+def _fields(store: SampleStore) -> dict[str, Any]:
+    return {name: getattr(store, name) for name in SampleStore.__dataclass_fields__}

@@ -78,6 +78,10 @@ class SampleStore:
         """The class of a classified sample; -1 for others."""
         return int(self._labels[index])
 
+    def labelled(self, index: int) -> bool:
+        """Whether a sample's label is one; False for samples that were made from others."""
+        return True
+
     def wanted(self, index: int) -> np.ndarray:
         """[n] bool: positions that bear loss: before each token that is to be learned; the last of
         a classified sample."""

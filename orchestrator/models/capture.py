@@ -87,11 +87,33 @@ def inside_classifier(module: nn.Module, inputs: Mapping[str, Tensor]) -> Inside
 
 
 def _input_width(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """0 where it is not known what embeds the tokens."""
+    """0 where it is not known what embeds the tokens, or features have no gradient."""
     if "attention_mask" not in inputs:
-        return next(iter(inputs.values()))[0].numel()
+        return next(iter(inputs.values()))[0].numel() if differentiable(module, inputs) else 0
     embedding = embedding_of(module)
     return 0 if embedding is None else int(embedding.embedding_dim)  # type: ignore[arg-type]
+
+
+def differentiable(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether torch can say how a classifier's logits change with its features.
+
+    Args:
+        module: the classifier.
+        inputs: as `forward.classify` takes them.
+    """
+    name, features = next(iter(inputs.items()))
+    if not features.is_floating_point():
+        return False
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(module):
+        leaf = features.detach().clone().requires_grad_()
+        try:
+            total = classify(module, {name: leaf}).sum()
+            if not total.requires_grad:
+                return False
+            (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
+        except RuntimeError:  # a backward that does not exist, or none that is deterministic
+            return False
+    return found is not None
 
 
 def _look(
@@ -128,6 +150,37 @@ def watching(
         return lambda _module, _inputs, output: see(path, output)
 
     handles = [modules[path].register_forward_hook(hook(path)) for path in paths]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def replacing(module: nn.Module, given: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, modules of these paths give these tensors in place of what they make.
+
+    A tensor takes the dtype and the outer form of what it replaces: flash attention runs all rows
+    end to end as one.
+
+    Raises:
+        KeyError: there is no such module.
+        ValueError: a module gave no tensor.
+    """
+    modules = dict(module.named_modules())
+
+    def hook(path: str) -> Callable[[nn.Module, Any, Any], Any]:
+        def replace(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+            own = first_of(output)
+            if own is None:
+                raise ValueError(f"{path} gave {type(output).__name__}, and no tensor")
+            placed = given[path].to(own.dtype).reshape(own.shape)
+            return (placed, *output[1:]) if isinstance(output, tuple) else placed
+
+        return replace
+
+    handles = [modules[path].register_forward_hook(hook(path)) for path in given]
     try:
         yield
     finally:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from strategies.contract import Batch, Head, Outputs
+
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The model itself, without peft's wrapper. Its LoRA layers stay in place and active."""
@@ -161,6 +163,32 @@ def classify_all(
                 "samples; a classifier returns [samples, classes]"
             )
     return logits, named
+
+
+def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:
+    """What a model of ours says at the N loss-bearing positions of a batch.
+
+    Args:
+        module: causal model or classifier, by the batch's inputs.
+        head: its output head; None: it cannot be told apart, and logits are given, those of each
+            member too where there are several.
+        batch: its own inputs.
+    """
+    if head is None:
+        return _logit_outputs(module, batch)
+    hidden = forward_hidden(module, batch.inputs["input_ids"], batch.inputs["position_ids"])
+    return Outputs(hidden=hidden[batch.mask], head=head)
+
+
+def _logit_outputs(module: nn.Module, batch: Batch) -> Outputs:
+    """Without a head; of a classifier with several outputs those of each besides."""
+    if "position_ids" in batch.inputs:
+        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+        return Outputs(logits=forward_logits(module, ids, positions)[batch.mask])
+    logits, named = classify_all(module, batch.inputs)
+    learned = batch.mask[:, 0]
+    members = {name: Outputs(logits=each[learned]) for name, each in named.items()}
+    return Outputs(logits=logits[learned], members=members)
 
 
 def logits_of(output: Any) -> Tensor:

@@ -1,13 +1,14 @@
-"""Gradients of a classifier's confidence, for the student and for served roles alike.
+"""Gradients of a classifier by its input, for the student and for served roles alike.
 
-The confidence is log max p. Its gradient points where that of max p does, and does not vanish
-where the classifier is sure. Samples do not see each other, so the gradient of the sum over a
-batch is each sample's own. Imports torch; never ray, deepspeed or mlflow.
+Of its confidence, by its input or by what named modules gave; and of any number of its output, by
+features that may be new. The confidence is log max p. Its gradient points where that of max p does,
+and does not vanish where the classifier is sure. Samples do not see each other, so the gradient of
+the sum over a batch is each sample's own. Imports torch; never ray, deepspeed or mlflow.
 
-Shape letters: R samples, T tokens, d width.
+Shape letters: R samples, T tokens, d width, V classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import first_of
-from .forward import embedding_of, unwrapped
+from .forward import classify, embedding_of, unwrapped
 
 Places = dict[str, Tensor]
 """By path: what gradients are taken by, as the forward saw it, [R, ...]."""
@@ -81,6 +82,40 @@ def confidence_gradients(logits: Tensor, places: Places, *, create_graph: bool) 
     score = torch.log_softmax(logits.float(), -1).amax(-1).sum()
     found = torch.autograd.grad(score, tuple(places.values()), create_graph=create_graph)
     return dict(zip(places, found, strict=True))
+
+
+def run_from(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One forward of a classifier of features, from where gradients are to be taken.
+
+    Args:
+        module: in evaluation mode, if the gradients of a sample are to depend on it alone.
+        inputs: its features, under the name that it takes them by.
+
+    Returns:
+        The features as a leaf, [R, ...], and the logits, [R, V] float32.
+    """
+    ((name, features),) = inputs.items()
+    with torch.enable_grad():
+        leaf = features.detach().requires_grad_()
+        return leaf, classify(module, {name: leaf}).float()
+
+
+def gradient_by(leaf: Tensor, numbers: Tensor) -> Tensor:
+    """[R, d]: of each sample's number by its own features. No parameter's gradient is touched.
+
+    Args:
+        leaf: of `run_from`; its graph is used up.
+        numbers: [R], each of its own sample's logits.
+
+    Raises:
+        ValueError: the model's operations are not torch's, or cannot be differentiated.
+    """
+    if not numbers.requires_grad:
+        raise ValueError(
+            "the model's output does not depend on its input in a way torch can follow"
+        )
+    (found,) = torch.autograd.grad(numbers.sum(), leaf)
+    return found.flatten(1)
 
 
 def by_sample(gradient: Tensor, mask: Tensor | None) -> Tensor:

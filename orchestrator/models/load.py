@@ -15,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.models import ModelSpec, StudentSpec
+from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from strategies.contract import Head
 
 from .build import MODEL_ERRORS, Resolve, build_module
@@ -150,6 +150,23 @@ def _load_members(spec: StudentSpec, seed: int, field: str, how: Mapping[str, An
         config=None,
         attention=main.attention,
         members=members,
+    )
+
+
+def load_role_model(role: str, spec: RoleSpec, *, device: str, seed: int) -> Loaded:
+    """A role's model, the same in a replica and beside a student: one fingerprint.
+
+    Args:
+        role: its name, for messages.
+        spec: of the role.
+        device: as of `load_model`.
+        seed: of fresh weights; the pool's.
+
+    Raises:
+        SpecError: the model cannot be loaded as asked.
+    """
+    return load_model(
+        spec, device=device, tokenizer=spec.tokenizer, seed=seed, field=f"roles.{role}"
     )
 
 

@@ -5,8 +5,8 @@
 
 Promises: no batch statistics and no dropout, so the output of a sample depends on it alone; the
 switch of the skips (`residual`) leaves names and shapes of parameters, and fresh weights, as they
-are; `stages.0` gives the features after the first layer, `stages.k` those after block k, to whoever
-looks inside. Imports torch and what `forward` does.
+are; `stages.0` gives the features after the first layer (of `blocks`: the first block), `stages.k`
+those k blocks later, to whoever looks inside. Imports torch and what `forward` does.
 
 Shape letters: R samples, V classes.
 """
@@ -81,6 +81,32 @@ def conv(
     return Conv(channels, classes, width, depth, _ACTIVATIONS[activation], residual)
 
 
+def blocks(
+    inputs: int,
+    classes: int,
+    width: int = 64,
+    depth: int = 3,
+    features: int = 32,
+    activation: Activation = "relu",
+) -> "Blocks":
+    """A perceptron of `depth` blocks of two layers; what passes between them has one size, whatever
+    the width inside, so that student and role are compared without a projector.
+
+    Args:
+        inputs: numbers of a sample.
+        classes: V.
+        width: of the layer inside a block.
+        depth: blocks.
+        features: numbers that a block gives.
+        activation: after each layer but the head.
+
+    Raises:
+        ValueError: a size is not positive, or the activation is unknown.
+    """
+    _check(activation, inputs=inputs, classes=classes, width=width, depth=depth, features=features)
+    return Blocks(inputs, classes, width, depth, features, _ACTIVATIONS[activation])
+
+
 def pair(
     inputs: int,
     classes: int,
@@ -144,6 +170,36 @@ class Pair(nn.Module):
 
 def _two_layers(inputs: int, width: int, outputs: int) -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, outputs)])
+
+
+class Blocks(nn.Module):
+    """See `blocks`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        width: int,
+        depth: int,
+        features: int,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.num_labels = classes
+        self._activation = activation
+        sizes = [inputs] + [features] * (depth - 1)
+        self.blocks = nn.ModuleList(_two_layers(size, width, features) for size in sizes)
+        self.head = nn.Linear(features, classes)
+        self.stages = _stages(depth - 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[R, inputs] -> [R, V]."""
+        x = features
+        for block, stage in zip(self.blocks, self.stages, strict=True):
+            for layer in block:  # type: ignore[attr-defined]  # a ModuleList of two
+                x = self._activation(layer(x))
+            x = stage(x)
+        return self.head(x)
 
 
 def branches(

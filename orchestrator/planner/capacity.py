@@ -63,6 +63,7 @@ class RolePlan:
     request_bytes: int | None  # a full micro-batch's signals
     head_bytes: int | None  # sent once per node; 0 for encodings that need no head
     window_requests: int | None  # requests of a full micro-batch that a rank keeps in flight
+    resident_bytes: int | None = 0  # beside the student, on each worker: weights and gradients
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def plan(job: JobSpec, inventory: Inventory | None, earlier: Sequence[JobSpec] =
         _check_fits(_needs(job), inventory)
     student = job_model_size(job, job.student, earlier)
     sizes = {name: job_model_size(job, job.roles[name], earlier) for name in job.used_roles}
+    for name in job.twin_roles:
+        _check_twin(name, sizes[name], student)
     roles = tuple(_plan_role(job, name, size) for name, size in sizes.items())
     training = job.training
     return Plan(
@@ -112,10 +115,41 @@ def plan(job: JobSpec, inventory: Inventory | None, earlier: Sequence[JobSpec] =
     )
 
 
+def _check_twin(role: str, size: ModelSize, student: ModelSize) -> None:
+    """Refuse at once a role that cannot have weights of the student's shapes; workers look closer.
+
+    Raises:
+        SpecError: with what differs.
+    """
+    for name in ("width", "vocabulary"):
+        theirs, ours = getattr(size, name), getattr(student, name)
+        if theirs is not None and ours is not None and theirs != ours:
+            raise SpecError(
+                f"roles.{role}",
+                f"has {name} {theirs} and the student {ours}, and its weights are to have the "
+                "names and shapes of the student's",
+                "Give student and role one architecture",
+            )
+
+
 def job_model_size(job: JobSpec, model: ModelSpec, earlier: Sequence[JobSpec]) -> ModelSize:
     """Size of a model of a job, a fresh one with the vocabulary of the job's tokenizer."""
     folder = job_tokenizer(job, earlier)
     return model_size(model, earlier, None if folder is None else vocabulary_size(folder))
+
+
+def resident_bytes(job: JobSpec, role: str, size: ModelSize) -> int | None:
+    """Bytes that a role takes beside the student, on each worker; 0: it is not there.
+
+    Its weights as it is loaded; where its own gradient is learned from, that in float32, and once
+    more over all data where that is wanted. None if the role's size is not known yet.
+    """
+    if role not in job.resident_roles:
+        return 0
+    if size.parameters is None:
+        return None
+    gradients = (role in job.twin_roles) + (role in job.objective.whole_gradient_roles)
+    return size.parameters * (BYTES[job.roles[role].dtype] + 4 * gradients)
 
 
 def checkpoint_bytes(job: JobSpec, student: ModelSize) -> int | None:
@@ -164,6 +198,7 @@ def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
         request_bytes=request,
         head_bytes=head,
         window_requests=None if in_window is None else min(in_window, job.pool.window_requests),
+        resident_bytes=resident_bytes(job, name, size),
     )
 
 

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 from orchestrator.errors import SpecError
 from orchestrator.signals.asks import ask_of
@@ -18,12 +18,14 @@ from strategies.pairs import Pair
 from strategies.specs import (
     AttentionMapsSpec,
     AttentionTransferSpec,
+    BlockwiseLogitsSpec,
     FeatureTermSpec,
     FlowSpec,
     HiddenStatesSpec,
     ImportedFeaturesSpec,
     InputGradientsSpec,
 )
+from strategies.specs.term import LooksAt
 
 _SHOWN = 12  # layers that a message lists
 
@@ -62,6 +64,7 @@ class Projector:
     inputs: int
     outputs: int
     lineage: str = ""  # what it maps to what: by this a later stage knows it again
+    whole: bool = False  # maps all positions, which go on into the role
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class LayerMaps:
     layers: tuple[str, ...] = ()  # of the student
     attention: tuple[str, ...] = ()  # of the student
     gradients: tuple[str, ...] = ()  # of the student: paths that gradients are taken by
+    whole: tuple[str, ...] = ()  # of the student: layers that go on into a role
     projectors: tuple[Projector, ...] = ()
     asks: Mapping[str, SignalAsk] = field(default_factory=dict)  # by `Ask.key`
 
@@ -96,7 +100,7 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
     pairs: dict[str, tuple[Pair, ...]] = {}
     projectors: list[Projector] = []
     asked: dict[tuple[str, str], list[str]] = {}  # by role and what is looked at
-    taken: dict[str, list[str]] = {"layers": [], "attention": [], "gradients": []}
+    taken: dict[str, list[str]] = {what: [] for what in get_args(LooksAt)}
     objective = job.objective
     for index, (name, term) in enumerate(zip(objective.names, objective.terms, strict=True)):
         if not isinstance(term, FeatureTermSpec):
@@ -116,13 +120,14 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
         theirs = [role for _, role in found]
         if term.peers:
             taken[term.looks_at] += theirs
-        else:
+        elif term.looks_at != "resident":  # whose weights are beside the student: nobody is asked
             asked.setdefault((term.role, term.looks_at), []).extend(theirs)
     return LayerMaps(
         pairs,
         tuple(dict.fromkeys(taken["layers"])),
         tuple(dict.fromkeys(taken["attention"])),
         tuple(dict.fromkeys(taken["gradients"])),
+        tuple(dict.fromkeys(taken["resident"])),
         tuple(projectors),
         {f"{role}.{what}": _ask(job, role, what, paths) for (role, what), paths in asked.items()},
     )
@@ -203,7 +208,7 @@ class _Finder:
 
     def projectors(self, name: str, found: Sequence[tuple[str, str]]) -> list[Projector]:
         """One for each pair, where the term has them."""
-        if not isinstance(self.term, HiddenStatesSpec | ImportedFeaturesSpec):
+        if not isinstance(self.term, HiddenStatesSpec | ImportedFeaturesSpec | BlockwiseLogitsSpec):
             return []
         kind = self.term.projector
         if kind == "none":
@@ -213,7 +218,12 @@ class _Finder:
         ]
         return [
             Projector(
-                f"{name}_{i}", kind, self.prefix + ours, *both, self._lineage(kind, ours, theirs)
+                f"{name}_{i}",
+                kind,
+                self.prefix + ours,
+                *both,
+                whole=isinstance(self.term, BlockwiseLogitsSpec),
+                lineage=self._lineage(kind, ours, theirs),
             )
             for i, ((ours, theirs), both) in enumerate(zip(found, widths, strict=True))
         ]
@@ -263,15 +273,14 @@ class _Finder:
                 raise self._unlike(ours, theirs, "Choose layers of one size")
             return
         first, second = _shape(self.student, ours), _shape(self.role, theirs)
-        by_channel = isinstance(term, FlowSpec) or (
-            isinstance(term, HiddenStatesSpec) and term.projector == "none"
-        )
+        mapped = isinstance(term, HiddenStatesSpec | BlockwiseLogitsSpec)
+        by_channel = isinstance(term, FlowSpec) or (mapped and term.projector == "none")
         if by_channel and first[0] != second[0]:
             remedy = "Choose layers of one width"
-            if isinstance(term, HiddenStatesSpec):
+            if mapped:
                 remedy = "Set projector: linear, or choose layers of one width"
             raise self._unlike(ours, theirs, remedy)
-        by_position = isinstance(term, HiddenStatesSpec | AttentionTransferSpec)
+        by_position = mapped or isinstance(term, AttentionTransferSpec)
         if by_position and first[1:] != second[1:]:
             raise self._unlike(ours, theirs, "Choose layers with as many positions")
         flat = len(first) == 1 and self.job.data.task == "classifier"

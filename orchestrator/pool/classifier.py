@@ -23,6 +23,7 @@ from orchestrator.signals.records import (
     SampledAsk,
     SignalAsk,
     TopKAsk,
+    VjpAsk,
 )
 
 from .answers import wanted_counts
@@ -120,6 +121,8 @@ class ClassifierEngine:
             mine = [samples[i] for i in group]
             if isinstance(request.ask, GradientsAsk):
                 part = encode(request.ask, self._gradients(request.ask, mine))
+            elif isinstance(request.ask, VjpAsk):
+                part = encode(request.ask, self._vjp(request.ask, mine))
             else:
                 with torch.inference_mode():
                     part = encode(request.ask, self._outputs(request.ask, mine))
@@ -154,6 +157,32 @@ class ClassifierEngine:
         mask = inputs.get("attention_mask")
         return RoleOutputs(captured={path: by_sample(g, mask) for path, g in found.items()})
 
+    def _vjp(self, ask: VjpAsk, samples: list[np.ndarray]) -> "RoleOutputs":
+        """One forward, and one backward to the features, which c follows in each sample."""
+        import torch
+
+        from orchestrator.models.gradients import gradient_by, run_from
+        from orchestrator.signals.encodings import RoleOutputs
+        from strategies.moving import output_of, squared_distance
+
+        width = self._description.input_width
+        expected = width + self._description.vocabulary
+        lengths = {len(sample) for sample in samples}
+        if lengths != {expected}:
+            raise ValueError(
+                f"samples of {sorted(lengths)} words were sent, and this role reads {width} "
+                f"numbers and {self._description.vocabulary} of its classes behind them"
+            )
+        given = np.stack([sample[width:] for sample in samples]).view(np.float32)
+        c = torch.from_numpy(given).to(self._device)
+        leaf, logits = run_from(
+            self._loaded.module, self._inputs([sample[:width] for sample in samples])
+        )
+        output = output_of(logits, ask.output, ask.temperature)
+        number = (c * output).sum(1) if ask.of == "product" else squared_distance(output, c)
+        captured = {"output": output.detach(), "gradient": gradient_by(leaf, number)}
+        return RoleOutputs(captured=captured)
+
     def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
         """One forward."""
         from orchestrator.models.capture import by_sample, first_of, watching
@@ -185,7 +214,13 @@ class ClassifierEngine:
 def _check(ask: SignalAsk, role: str, reading: Reading) -> None:
     if isinstance(ask, GradientsAsk) and ask.by_token != (reading.input is None):
         raise ValueError("gradients of texts are by token, and those of features are not")
-    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk | GradientsAsk):
+    if isinstance(ask, VjpAsk) and reading.input is None:
+        raise SpecError(
+            f"roles.{role}",
+            f"reads {reading.label}, and inputs that move are features",
+            "Use a classifier of features",
+        )
+    if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk | GradientsAsk | VjpAsk):
         raise SpecError(
             f"roles.{role}.encoding",
             f"is {ask.kind}, and a classifier answers with logits or outputs of layers only",

@@ -162,17 +162,11 @@ def load_role(what: RoleLoad) -> "ModelEngine | ClassifierEngine":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    from orchestrator.models.load import load_model
+    from orchestrator.models.load import load_role_model
 
     torch.set_num_threads(spec.threads)
     torch.use_deterministic_algorithms(what.deterministic)
-    loaded = load_model(
-        spec,
-        device=_device(spec),
-        tokenizer=spec.tokenizer,
-        seed=what.seed,
-        field=f"roles.{what.role}",
-    )
+    loaded = load_role_model(what.role, spec, device=_device(spec), seed=what.seed)
     if loaded.task == "causal_lm":
         return ModelEngine(what.role, loaded, deterministic=what.deterministic)
     if what.reading is None:

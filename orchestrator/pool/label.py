@@ -36,7 +36,7 @@ from orchestrator.spec import JobSpec
 from .cache import CacheLink
 from .cache_records import CacheHandle
 from .client import PoolClient
-from .inside import maps_of
+from .inside import inside_asks
 from .records import PoolHandle
 from .source import Question, SignalSource, pieces_of
 from .translate import translated
@@ -174,7 +174,7 @@ class Labeller:
         for role in spec.used_roles:
             self._link.put_role(RoleCard(self._source.describe(role), heads[role]))
         has_head = {role: head is not None for role, head in heads.items()}
-        inside = self._inside(data)
+        inside = inside_asks(spec, data, job.tokenizer, self._source.describe)
         parts = needed(spec, data, has_head, job.tokenizer, job.crossings, inside)
         try:
             lacking = [missing_samples(self._link, p, job.fingerprints[p.role]) for p in parts]
@@ -196,18 +196,6 @@ class Labeller:
                     )
         finally:
             self._source.close()
-
-    def _inside(self, data: TokenData) -> Mapping[str, SignalAsk]:
-        """What terms ask about layers and attention: which, the student must say."""
-        job = self._job
-        if not job.spec.objective.looks_inside:
-            return {}
-        from orchestrator.models.load import load_model
-
-        student = load_model(
-            job.spec.student, tokenizer=job.tokenizer, seed=job.spec.seed, field="student"
-        )
-        return maps_of(job.spec, data, student, self._source.describe).asks
 
     def _nbytes(self, part: Needed, samples: Sequence[int]) -> int:
         """Bytes of the answers about some samples."""

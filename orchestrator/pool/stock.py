@@ -8,10 +8,12 @@ from orchestrator.data import Crossing, prepare, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.source import source_digest
 from orchestrator.signals.cache.notes import read_note, write_note
+from orchestrator.signals.cache.records import RoleCard
 from orchestrator.signals.cache.roles import read_role
 from orchestrator.spec import JobSpec
 
 from .cache import Cache, CacheLink
+from .inside import inside_asks
 from .label import missing_samples, needed
 
 log = logging.getLogger(__name__)
@@ -71,21 +73,22 @@ def check_stock(
 ) -> None:
     """Refuse a job without a pool whose signals are not all in the cache.
 
-    Layers and attention are not looked for: which are wanted is known once the student is loaded.
-
     Raises:
         SpecError: with the number of samples that are missing; or the directory cannot be used.
     """
     fingerprints = known_fingerprints(job, cache)
     data = prepare(job.data, tokenizer, data_folder)
-    heads: dict[str, bool] = {}
+    cards: dict[str, RoleCard] = {}
     for role, fingerprint in fingerprints.items():
         card = read_role(cache.handle.path, fingerprint)
-        heads[role] = card is not None and card.head is not None
+        assert card is not None  # `known_fingerprints` has seen it
+        cards[role] = card
+    heads = {role: card.head is not None for role, card in cards.items()}
+    inside = inside_asks(job, data, tokenizer, lambda role: cards[role].description)
     cache.complaints()  # waited for; a directory that another session writes is read all the same
     link = CacheLink(cache.handle, "stock")
     try:
-        for part in needed(job, data, heads, tokenizer, crossings):
+        for part in needed(job, data, heads, tokenizer, crossings, inside):
             missing = missing_samples(link, part, fingerprints[part.role])
             if missing:
                 raise SpecError(

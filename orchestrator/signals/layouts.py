@@ -20,6 +20,8 @@ bytes of an answer without torch.
 | layers | the path | [d] or [project] | the ask's float, an array a layer |
 | attention | the path | [heads, longest] | the ask's float, an array a layer |
 | gradients | the path | [d], or by token [d, longest] | the ask's float, an array a path |
+| vjp | output | [V] | the ask's float |
+| | gradient | [d] | the ask's float |
 
 bfloat16 is its uint16 view. Letters: N wanted positions, V vocabulary, d width, L rungs.
 """
@@ -45,6 +47,7 @@ from .records import (
     SampledAsk,
     SignalAsk,
     TopKAsk,
+    VjpAsk,
 )
 
 Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
@@ -148,6 +151,10 @@ def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
             check_layers(ask.layers, widths, role.role)
             dtype, tokens = float_dtype(ask.dtype), (longest,) if ask.by_token else ()
             return {path: ((widths[path], *tokens), dtype) for path in ask.layers}
+        case VjpAsk():
+            check_differentiable(role)
+            dtype = float_dtype(ask.dtype)
+            return {"output": ((role.vocabulary,), dtype), "gradient": ((role.input_width,), dtype)}
 
 
 def position_bytes(ask: SignalAsk, role: Described, longest: int = 0) -> int:
@@ -210,6 +217,22 @@ def check_attention(asked: Iterable[str], role: Described) -> None:
             "Set it to eager",
         )
     check_layers(asked, role.attention, role.role)
+
+
+def check_differentiable(role: Described) -> None:
+    """Refuse gradients by the input of a role that has none.
+
+    Raises:
+        SpecError: it reads tokens, nobody says how many numbers a sample has, or torch cannot
+            differentiate it.
+    """
+    if not role.input_width:
+        raise SpecError(
+            f"roles.{role.role}",
+            "has no gradient by its input that can be told",
+            "Use a classifier of features that torch can differentiate, and give "
+            "data.sources.*.format a shape",
+        )
 
 
 def _ids(count: int, role: Described) -> tuple[tuple[int, ...], np.dtype]:

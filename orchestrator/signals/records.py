@@ -93,10 +93,29 @@ class GradientsAsk:
     kind: Literal["gradients"] = "gradients"
 
 
+@dataclass(frozen=True, slots=True)
+class VjpAsk:
+    """What a classifier gives at an input that may be new, and how that changes with the input.
+
+    A sample is its features and behind them float32 numbers c, one a class; so c is part of what
+    is sent, hashed and cached. With o what is given, the gradient by the features is that of c . o
+    (`product`: a vector-Jacobian product) or of |o - c|^2 (`distance`). `signals.layouts` has the
+    arrays.
+    """
+
+    of: Literal["product", "distance"]
+    output: Literal["logits", "probabilities"]  # o
+    temperature: float  # of the probabilities; 1 for logits
+    dtype: FloatWire
+    kind: Literal["vjp"] = "vjp"
+
+
 INPUT = "(input)"
 """Path of what enters a classifier: features as they are, a text's tokens once embedded."""
 
-SignalAsk = FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk | GradientsAsk
+SignalAsk = (
+    FullAsk | HiddenAsk | TopKAsk | SampledAsk | LayersAsk | AttentionAsk | GradientsAsk | VjpAsk
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ numbers are `diagnostics.<name>` of the run's evaluation.
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from strategies.specs import Spec
 
@@ -18,6 +18,9 @@ class DiagnosticBase(Spec):
     """Whether whole gradients of the student are computed."""
     needs_labels: ClassVar[bool] = False
     """Whether it means nothing without the data's own labels."""
+
+    needs_resident: ClassVar[bool] = False
+    """Whether the role's own weights are wanted beside the student, of the student's shapes."""
 
     name: Annotated[str | None, Field(pattern=r"^[a-z][a-z0-9_]{0,31}$")] = None
     """Where its numbers are found; absent: its kind."""
@@ -77,6 +80,23 @@ class GradientNoiseSpec(_OfRole):
     def asks_new_things(self) -> bool:
         """Its answers about training rows are exact whatever the role's encoding."""
         return True
+
+
+class ModifiedGradientSpec(_OfRole):
+    """How near the modified gradient comes to that of distillation, at the student as it is.
+
+    arXiv:2305.17581.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    needs_resident: ClassVar[bool] = True
+
+    kind: Literal["modified_gradient"]
+    batches: PositiveInt = 16
+    """Micro-batches of training rows, over all workers."""
+    lam: Lam = 0.7
+    """Share of the role."""
 
 
 class GradientNormSpec(DiagnosticBase):
@@ -168,6 +188,27 @@ class InputGradientsSpec(_OfRole):
         return True
 
 
+class LogitDistanceSpec(_OfRole):
+    """Mean squared difference of logits, student's and role's, on held-out samples and near them.
+
+    Near: where `steps` steps of `size` towards a larger one have led, which is about the worst
+    within steps * size. Of features. arXiv:2301.12006.
+    """
+
+    needs_gradients: ClassVar[bool] = True
+
+    kind: Literal["logit_distance"]
+    steps: PositiveInt = 5
+    """Steps from each held-out sample."""
+    size: PositiveFloat = 0.25
+    """Length of a step, in the units of the features."""
+
+    @property
+    def asks_new_things(self) -> bool:
+        """Nobody has labelled what lies near."""
+        return True
+
+
 class ObjectiveLossSpec(DiagnosticBase):
     """The objective's loss on held-out data, in all and term by term."""
 
@@ -203,11 +244,13 @@ class RankingSpec(DiagnosticBase):
 
 DiagnosticSpec = Annotated[
     GradientNoiseSpec
+    | ModifiedGradientSpec
     | GradientNormSpec
     | OmegaSpec
     | FidelitySpec
     | PrecisionRecallSpec
     | InputGradientsSpec
+    | LogitDistanceSpec
     | ObjectiveLossSpec
     | RankingSpec,
     Field(discriminator="kind"),

@@ -24,7 +24,9 @@ from strategies.specs import (
     AdaptiveSchedule,
     CondenseSpec,
     CountingSchedule,
+    ImportedTerm,
     InputGradientsSpec,
+    MovedSpec,
     ObjectiveSpec,
     RankTermSpec,
     Schedule,
@@ -35,7 +37,7 @@ from strategies.specs import (
 from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
-from .diagnostics import DiagnosticSpec, RankingSpec
+from .diagnostics import DiagnosticSpec, LogitDistanceSpec, RankingSpec
 from .models import ModelSpec, ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
@@ -419,6 +421,22 @@ class JobSpec(Spec):
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     @property
+    def resident_roles(self) -> tuple[str, ...]:
+        """Roles whose own weights lie beside the student, on every worker."""
+        return tuple(dict.fromkeys((*self.objective.resident_roles, *self._measured_twins)))
+
+    @property
+    def twin_roles(self) -> tuple[str, ...]:
+        """Those of them whose weights must have the names and shapes of the student's."""
+        return tuple(dict.fromkeys((*self.objective.twin_roles, *self._measured_twins)))
+
+    @property
+    def _measured_twins(self) -> tuple[str, ...]:
+        wanting = (one for one in self.evaluation.diagnostics if one.needs_resident)
+        roles = (named or self.compared_role for one in wanting for named in one.asked)
+        return tuple(role for role in roles if role is not None)
+
+    @property
     def compared_role(self) -> str | None:
         """The role evaluation compares with, if all read the same ids."""
         return self.compared_with(())
@@ -559,6 +577,20 @@ class JobSpec(Spec):
                         f"is {PEER}{peer}, the member that learns: nothing is learned from oneself",
                         "Name another member",
                     )
+            if term.peers and term.looks_at == "resident":
+                raise refusal(
+                    f"{field}.role",
+                    f"is {PEER}{term.peers[0]}, which is trained, and {term.kind} wants weights "
+                    "that stay as they are",
+                    "Name a served role",
+                )
+            if term.member is not None and isinstance(term, ImportedTerm) and term.residents:
+                raise refusal(
+                    f"{field}.residents",
+                    f"are {', '.join(term.residents)}, whose weights would lie beside those of all "
+                    f"members ({known}) under other names",
+                    "Train that member alone, or name the roles in roles, whose logits are told",
+                )
             if term.peers and "full" not in term.usable_encodings():
                 raise refusal(
                     f"{field}.role",
@@ -673,6 +705,10 @@ class JobSpec(Spec):
         if between is None:
             return self
         condense = isinstance(between, CondenseSpec)
+        if isinstance(between, MovedSpec):
+            if (why := _why_not_moved(self, between)) is not None:
+                raise refusal(*why)
+            return self
         if self.training.steps is None and (self.data.packing or not condense):
             reason = "rows are packed" if self.data.packing else "a hook decides"
             raise refusal(
@@ -746,6 +782,21 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _roles_may_lie_beside_the_student(self) -> "JobSpec":
+        for role in self.resident_roles:
+            if (why := _why_not_beside(self, role)) is not None:
+                raise refusal(*why)
+        between = self.objective.between_epochs
+        if between is not None and (whole := self.objective.whole_gradient_roles):
+            raise refusal(
+                "objective.between_epochs",
+                f"is {between.kind}, which changes the data, and the gradient of role {whole[0]} "
+                "over all of them is found once (unbiased is true)",
+                "Remove it, or set unbiased to false",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _without_a_pool_there_is_a_cache(self) -> "JobSpec":
         if isinstance(self.pool, NoPool) and not self.cache.enabled:
             raise refusal(
@@ -775,6 +826,82 @@ def _why_not_twice(job: JobSpec) -> tuple[str, str, str] | None:
             "student.attention",
             f"is {job.student.attention}, which has no second derivative",
             "Set it to eager",
+        )
+    return None
+
+
+def _why_not_beside(job: JobSpec, role: str) -> tuple[str, str, str] | None:
+    """Why a role's weights cannot lie beside the student: field, problem, remedy. None: they can.
+
+    A role that is not defined is refused elsewhere.
+    """
+    spec = job.roles.get(role)
+    if spec is not None and spec.parallel != "none":
+        return (
+            f"roles.{role}.parallel",
+            f"is {spec.parallel}, over several GPUs, and its weights are to lie beside the student "
+            "on one",
+            "Use a role that fits one GPU with the student, and parallel: none",
+        )
+    if role not in job.twin_roles:
+        return None
+    twin = f"and role {role} is to have weights of the student's names and shapes beside it"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            f"is 3, where no rank holds the student's weights whole, {twin}",
+            "Set it to 2 or less",
+        )
+    if job.student.lora is not None:
+        return "student.lora", f"is set, so adapters are trained, {twin}", "Remove it"
+    if job.student.parts:
+        what = f"are {', '.join(job.student.parts)}, which have their weights together, {twin}"
+        return _parts_field(job), what, "Train one of them alone"
+    return None
+
+
+def _parts_field(job: JobSpec) -> str:
+    """Which field of the student makes it several."""
+    return "student.outputs" if job.student.members is None else "student.members"
+
+
+def _has_shape(job: JobSpec) -> bool:
+    """Whether samples are features, and the job says how many."""
+    return getattr(job.data.formats[0], "shape", None) is not None
+
+
+def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None:
+    """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
+    field = "objective.between_epochs"
+    if not job.data.has_features:
+        what = "users" if job.data.ranks_items else "tokens"
+        return f"{field}.kind", f"moves samples, and {what} do not move", "Use data of features"
+    if not _has_shape(job):
+        return (
+            "data.sources.0.format.shape",
+            f"is absent, and {field} asks for gradients by the features, however many they are",
+            "Give it: [64] for 64 numbers in a row",
+        )
+    if job.student.parts:
+        several = ", ".join(job.student.parts)
+        what = f"is {spec.kind}, which looks at whole students, and this one is several ({several})"
+        return f"{field}.kind", what, f"Remove it, or {_parts_field(job)}"
+    if isinstance(job.pool, NoPool):
+        what = "is none, and nobody has labelled samples that are moved during training"
+        return "pool", what, "Give the job a pool"
+    if job.training.zero == 3:
+        return (
+            "training.zero",
+            f"is 3, where no rank has the whole weights that {field} differentiates",
+            "Set it to 2 or less",
+        )
+    epochs = job.training.epochs
+    if epochs is not None and spec.rounds * spec.every >= epochs:
+        return (
+            f"{field}.rounds",
+            f"is {spec.rounds} of {spec.every} epochs each after the first {spec.every}, and "
+            f"training.epochs is {epochs}: nothing would be learned from the last",
+            "Lower rounds or every, or raise training.epochs",
         )
     return None
 
@@ -824,6 +951,12 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     of_features = job.data.task == "classifier" and not job.data.ranks_items
     if spec.kind == "input_gradients" and not of_features:
         return ".kind", "is input_gradients, which classifiers have", "Remove it"
+    if isinstance(spec, LogitDistanceSpec) and not _has_shape(job):
+        what = f"is {spec.kind}, which moves features, and data.sources.0.format has no shape"
+        return ".kind", what, "Give features a shape, or remove the diagnostic"
+    if isinstance(spec, LogitDistanceSpec) and job.student.alone is not None:
+        what = f"is {spec.kind}, which differentiates whole students, and student.export is one of "
+        return ".kind", what + "its outputs", "Remove the diagnostic, or student.export"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
     if written and sum(written) > job.data.context:

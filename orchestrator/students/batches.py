@@ -18,4 +18,5 @@ def to_device(batch: NumpyBatch, device: torch.device, epoch: int = 0) -> Batch:
         tensor(batch.targets),
         tensor(batch.sample_index),
         epoch,
+        None if batch.labelled is None else tensor(batch.labelled),
     )

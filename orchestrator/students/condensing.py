@@ -75,13 +75,14 @@ class Changing:
         self._check(change)
         self._agree(change, device)
         self._apply(epochs, change.members)
-        self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
+        if change.blends is not None:
+            self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
         self._book = Book.of(len(self._store))
         return True
 
     def _agree(self, change: Change, device: torch.device) -> None:
         """Every rank has come to the same decision, or every rank refuses. Collective."""
-        blends = sorted((mine, b.other, b.share) for mine, b in change.blends.items())
+        blends = sorted((mine, b.other, b.share) for mine, b in (change.blends or {}).items())
         said = hashlib.sha256(change.members.tobytes() + repr(blends).encode()).digest()
         mine = torch.frombuffer(bytearray(said), dtype=torch.uint8)[None].to(device)
         if (gathered(mine) != mine).any():
@@ -111,7 +112,7 @@ class Changing:
                 "blends samples, which only features with a pool allow",
                 "Return no blends",
             )
-        others = [blend.other for blend in change.blends.values()]
+        others = [blend.other for blend in (change.blends or {}).values()]
         if any(not 0 <= other < len(self._store) for other in others):
             raise SpecError(
                 "objective.between_epochs", "blends samples that are not there", "Correct the hook"
@@ -122,17 +123,17 @@ class Changing:
     def state(self) -> dict[str, Any]:
         """Of this rank, as JSON."""
         return {
-            "value": _text(self._book.value),
-            "visits": _text(self._book.visits),
-            "history": [[epochs, _text(members)] for epochs, members in self._history],
+            "value": text_of(self._book.value),
+            "visits": text_of(self._book.visits),
+            "history": [[epochs, text_of(members)] for epochs, members in self._history],
             "blends": [[mine, other, share] for mine, (other, share) in self._blends.items()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
-        self._book = Book(_array(state["value"], np.float64), _array(state["visits"], np.int64))
+        self._book = Book(array_of(state["value"], np.float64), array_of(state["visits"], np.int64))
         for epochs, members in state["history"]:
-            self._apply(int(epochs), _array(members, np.int64))
+            self._apply(int(epochs), array_of(members, np.int64))
         self._blends = {int(mine): (int(other), share) for mine, other, share in state["blends"]}
 
 
@@ -142,9 +143,11 @@ def _summed(mine: Tensor, device: torch.device) -> Tensor:
     return total.cpu()
 
 
-def _text(array: np.ndarray) -> str:
+def text_of(array: np.ndarray) -> str:
+    """An array's bytes, as JSON has them."""
     return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
 
 
-def _array(text: str, dtype: type) -> np.ndarray:
+def array_of(text: str, dtype: type) -> np.ndarray:
+    """The inverse of `text_of`, flat."""
     return np.frombuffer(base64.b64decode(text), dtype).copy()

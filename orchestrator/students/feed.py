@@ -20,7 +20,7 @@ from .ledger import Ledger
 from .questions import Questions
 
 AHEAD_WITHOUT_POOL = 2
-"""Micro-batches collated ahead when no signal bounds the window."""
+"""Micro-batches collated ahead when no signal bounds the window, be it that none is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class Feed:
             self._ahead.append(coming)
 
     def _room(self) -> bool:
-        if self._questions is None or not self._asks_ahead:
+        if self._questions is None or not self._asks_ahead or not self._questions.asks:
             return len(self._ahead) < AHEAD_WITHOUT_POOL
         return self._questions.source.room()
 

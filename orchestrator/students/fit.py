@@ -9,11 +9,13 @@ import torch
 from orchestrator.data import TokenData, collation, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.build import MODEL_ERRORS
+from orchestrator.models.capture import differentiable
 from orchestrator.models.forward import classify_all, evaluating, input_device
 from orchestrator.models.load import Loaded
 from orchestrator.models.ranking import LightGCN
+from orchestrator.signals.layouts import check_differentiable
 from orchestrator.spec import JobSpec
-from strategies.specs import StratifiedPairsSpec
+from strategies.specs import AscendSpec, MovedSpec, StratifiedPairsSpec
 
 from .batches import to_device
 from .questions import Questions
@@ -56,6 +58,23 @@ def check_classifier(
                 f"reads samples as {found.reads}, and the data's format makes them {reading.label}",
                 "Start the pool with a job of this format, or give the job a pool of its own",
             )
+    _check_moves(spec, data, loaded, questions)
+
+
+def _check_moves(spec: JobSpec, data: TokenData, loaded: Loaded, questions: Questions) -> None:
+    """What samples are moved by can be differentiated."""
+    between = spec.objective.between_epochs
+    if not isinstance(between, MovedSpec):
+        return
+    check_differentiable(questions.source.describe(between.role))
+    batch = to_device(collation(spec.data)(data.train, [(0,)]), input_device(loaded.module))
+    if isinstance(between, AscendSpec) and not differentiable(loaded.module, batch.inputs):
+        raise SpecError(
+            "student",
+            "has no gradient by its input that torch can tell, and objective.between_epochs moves "
+            "samples along it",
+            "Use a model of torch's own operations, or kind boundary, which asks the role alone",
+        )
 
 
 def _check_items(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:

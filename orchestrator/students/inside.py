@@ -63,11 +63,13 @@ class Wanted:
     layers: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     gradients: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
+    parameters: bool = False  # of the student too
 
     @property
     def paths(self) -> tuple[str, ...]:
         """Those that are taken as they are, each once."""
-        return tuple(dict.fromkeys((*self.layers, *self.attention)))
+        return tuple(dict.fromkeys((*self.layers, *self.attention, *self.whole)))
 
 
 class Inside(nn.Module):
@@ -77,14 +79,21 @@ class Inside(nn.Module):
         maps: what is looked at.
         seed: of the projectors' fresh weights, equal on every rank.
         earlier: of `kept`, of the stage before; its projectors are gone on with.
+        parameters: whether terms want the student's parameters, which must be whole on each rank.
     """
 
     def __init__(
-        self, maps: LayerMaps, seed: int, earlier: Mapping[str, Tensor] | None = None
+        self,
+        maps: LayerMaps,
+        seed: int,
+        earlier: Mapping[str, Tensor] | None = None,
+        *,
+        parameters: bool = False,
     ) -> None:
         super().__init__()
-        self.wanted = Wanted(maps.layers, maps.attention, maps.gradients)
-        self._sources = {one.name: one.path for one in maps.projectors}
+        self.wanted = Wanted(maps.layers, maps.attention, maps.gradients, maps.whole, parameters)
+        self._sources = {one.name: one.path for one in maps.projectors if not one.whole}
+        self._whole_sources = {one.name: one.path for one in maps.projectors if one.whole}
         self._lineages = {one.name: one.lineage for one in maps.projectors}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -131,7 +140,7 @@ class Inside(nn.Module):
         attention: Outcomes = {}
 
         def see(path: str, output: Any) -> None:
-            if path in self.wanted.layers:
+            if path in self.wanted.layers or path in self.wanted.whole:
                 layers[path] = _there(first_of(output), path, output)
             if path in self.wanted.attention:
                 attention[path] = _there(attention_of(output), path, output)
@@ -142,12 +151,17 @@ class Inside(nn.Module):
         ):
             yield Taken(layers, attention, places)
 
-    def seen(self, taken: Taken, batch: Batch, outputs: Outputs) -> Outputs:
-        """`outputs` with what was taken, at the N loss-bearing positions.
+    def seen(self, taken: Taken, batch: Batch, outputs: Outputs, model: nn.Module) -> Outputs:
+        """`outputs` with what was taken of `model`, at the N loss-bearing positions.
 
         Not a `forward`: ZeRO-3 looks through what a module gives, and knows tensors only.
         """
-        layers = {path: at_positions(output, batch) for path, output in taken.layers.items()}
+        layers = {path: at_positions(taken.layers[path], batch) for path in self.wanted.layers}
+        whole = {path: taken.layers[path] for path in self.wanted.whole}
+        text = "input_ids" in batch.inputs  # whose channels come last
+        for name, path in self._whole_sources.items():
+            projector = self.projectors[name]
+            whole[name] = projector(whole[path]) if text else _by_channel(projector, whole[path])
         projected = {
             name: _by_channel(self.projectors[name], layers[path])
             for name, path in self._sources.items()
@@ -162,6 +176,8 @@ class Inside(nn.Module):
             projected=projected,
             attention=attention,
             gradients=gradients,
+            whole=whole,
+            parameters=trained(model) if self.wanted.parameters else {},
         )
 
     @staticmethod
@@ -171,6 +187,11 @@ class Inside(nn.Module):
         found = confidence_gradients(outputs.logits, places, create_graph=True)
         mask, learned = batch.inputs.get("attention_mask"), batch.mask[:, 0]
         return {path: of_samples(g, mask)[learned] for path, g in found.items()}
+
+
+def trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name, tied ones once."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def at_positions(output: Tensor, batch: Batch) -> Tensor:

@@ -15,12 +15,7 @@ from torch import Tensor, nn
 
 from orchestrator.errors import SpecError
 from orchestrator.models.families import OwedLoss, balance_loss
-from orchestrator.models.forward import (
-    classify_all,
-    forward_hidden,
-    forward_logits,
-    forward_routed,
-)
+from orchestrator.models.forward import forward_hidden, forward_routed, outputs_of
 from strategies.contract import Batch, Head, Outputs
 
 from .inside import Inside
@@ -86,8 +81,7 @@ class StudentModule(nn.Module):
         """
         with self._looking(batch, consume, look_inside) as consume:
             if not self._separable:
-                outputs = _outputs(self.model, batch)
-                return consume(outputs.of(self._main))
+                return consume(outputs_of(self.model, None, batch).of(self._main))
             ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
             if self._owed is None or owe is None:
                 return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)
@@ -103,23 +97,12 @@ class StudentModule(nn.Module):
             yield consume
             return
         with inside.taking(self.model, text="input_ids" in batch.inputs) as taken:
-            yield lambda outputs: consume(inside.seen(taken, batch, outputs))
+            yield lambda outputs: consume(inside.seen(taken, batch, outputs, self.model))
 
     def _consumed(self, hidden: Tensor, batch: Batch, consume: Consumer) -> Tensor:
         # Every rank calls its head, with zero rows if need be: under ZeRO-3 a rank that skipped it
         # would leave the others waiting.
         return _head_module(self.model)(hidden[batch.mask], consume=consume)
-
-
-def _outputs(model: nn.Module, batch: Batch) -> Outputs:
-    """Logits at the loss-bearing positions, of each member where there are several."""
-    if "position_ids" in batch.inputs:
-        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
-        return Outputs(logits=forward_logits(model, ids, positions)[batch.mask])
-    logits, named = classify_all(model, batch.inputs)
-    learned = batch.mask[:, 0]
-    members = {name: Outputs(logits=each[learned]) for name, each in named.items()}
-    return Outputs(logits=logits[learned], members=members)
 
 
 def _head_module(model: nn.Module) -> nn.Module:

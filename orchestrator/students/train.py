@@ -26,13 +26,12 @@ from orchestrator.pool.inside import maps_of
 from orchestrator.signals.records import RoleDescription
 from strategies.objective import build_objective
 from strategies.progress import Progress
-from strategies.specs import CondenseSpec, HookSpec
 
 from .asked import Asker
 from .best import Best, better
+from .changing import changing_data
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
-from .condensing import Changing
 from .diagnostics import Site, check_diagnostics, diagnose, end_token
 from .engine import Engine
 from .export import export_student, read_projectors
@@ -45,6 +44,7 @@ from .module import StudentModule
 from .questions import Questions, open_questions
 from .records import StudentJob
 from .report import Reporter
+from .residents import Residents, find_mean_gradients, open_residents
 from .selecting import Selector
 from .start import load_student, settle
 from .step import Stepped, Stepper
@@ -86,17 +86,15 @@ def train_student(job: StudentJob, rank: int, world: int, reporter: Reporter) ->
         check_classifier(job.spec, data, loaded, questions)
         check_diagnostics(job.spec, data, job.crossings)
         maps = _maps(job, data, loaded, questions)
-        with Run(job, rank, world, reporter, data, loaded, questions, maps, clock) as run:
+        residents = open_residents(job, data, loaded, maps)
+        clock.lap("residents")
+        with Run(
+            job, rank, world, reporter, data, loaded, questions, maps, residents, clock
+        ) as run:
             return run.whole()
     finally:
         if questions is not None:
             questions.source.close()
-
-
-def _changing(between: CondenseSpec | HookSpec, job: StudentJob, data: TokenData) -> Changing:
-    """Data that change between epochs."""
-    blendable = job.spec.data.has_features and job.pool is not None
-    return Changing(between, data.train, blendable=blendable)
 
 
 def _maps(
@@ -129,16 +127,31 @@ class Run:
         loaded: Loaded,
         questions: Questions | None,
         maps: LayerMaps,
+        residents: Residents,
         clock: Clock,
     ) -> None:
         spec = job.spec
         self.job, self.spec, self.rank, self.world = job, spec, rank, world
         self.reporter, self.data, self.loaded, self.clock = reporter, data, loaded, clock
         self.questions = questions
-        between = spec.objective.between_epochs
-        self.changing = None if between is None else _changing(between, job, data)
+        reporter.phase("starting DeepSpeed")
+        owed = owed_loss(loaded.module)
+        self.inside = None
+        if maps.pairs or residents:
+            whole = bool(residents) and spec.training.zero < 3
+            projectors = read_projectors(job.projectors)
+            self.inside = Inside(maps, spec.seed, projectors, parameters=whole)
+            self.inside.to(input_device(loaded.module))
+        frozen = [] if spec.student.trainable is None else frozen_parts(loaded.module)
+        # Before ZeRO cuts them.
+        self.parameters = sum(each.numel() for each in loaded.module.parameters())
+        main = spec.student.main
+        module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen, main)
+        self.engine = Engine(module, spec, zero3_leaves(loaded.module))
+        clock.lap("deepspeed")
+        self.changing = changing_data(spec, data, self.engine, questions, rank, world)
         self.order = Order(
-            data.train,
+            data.train if self.changing is None else self.changing.store,
             spec.data.row_tokens,
             spec.training.global_batch,
             spec.seed,
@@ -149,24 +162,15 @@ class Run:
             self.order.steps_per_epoch(epoch) for epoch in range(spec.training.epochs or 0)
         )
         self.until = min(self.steps, job.pause_at or self.steps)
-        reporter.phase("starting DeepSpeed")
-        owed = owed_loss(loaded.module)
-        self.inside = None
-        if maps.pairs:
-            self.inside = Inside(maps, spec.seed, read_projectors(job.projectors))
-            self.inside.to(input_device(loaded.module))
-        frozen = [] if spec.student.trainable is None else frozen_parts(loaded.module)
-        # Before ZeRO cuts them.
-        self.parameters = sum(each.numel() for each in loaded.module.parameters())
-        main = spec.student.main
-        module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen, main)
-        self.engine = Engine(module, spec, zero3_leaves(loaded.module))
-        clock.lap("deepspeed")
         watch = None if self.changing is None else self.changing.watch
         popularity = None
         if spec.data.ranks_items:
             popularity = torch.from_numpy(data.popularity).to(self.engine.device)
-        self.objective = build_objective(spec.objective, maps.pairs, popularity)
+        if spec.objective.whole_gradient_roles and not job.evaluate_only:
+            reporter.phase("roles' gradients over all data")
+            find_mean_gradients(spec, data, residents, rank, world)
+            clock.lap("residents")
+        self.objective = build_objective(spec.objective, maps.pairs, popularity, residents)
         self.stepper = Stepper(self.engine, self.objective, spec.training, owed, watch)
         local_rank = int(os.environ["LOCAL_RANK"])
         self.checkpoints = Checkpoints(
@@ -186,6 +190,7 @@ class Run:
             compared,
             loaded.vocabulary,
             end_token(spec, job.tokenizer),
+            residents,
         )
         self.best: Best | None = None
         self.ledger = Ledger()

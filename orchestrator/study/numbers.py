@@ -29,7 +29,7 @@ class Point:
     seed: int
     values: Mapping[str, float]  # by metric; one that is not there was not measured
     missing: tuple[str, ...]  # keys of jobs that are not done
-    measured: Mapping[str, str]  # by metric: key of the job it was measured on
+    measured: Mapping[str, str]  # by metric: key of the job whose student it is about
 
     def arm(self, axis: str) -> str:
         """Its arm of an axis."""
@@ -245,6 +245,8 @@ def _variance(points: Sequence[Point], axis: str, metric: str, at: Setting) -> V
     whole = [list(group.values()) for group in arms.values() if len(group) > 1]
     if len(whole) < 3 or not any(map(_spread, whole)):
         return None  # of two groups the paired test says more
+    if not _spread([fmean(group) for group in whole]):
+        return None  # F would be rounding over rounding
     from scipy import stats
 
     found: Any = stats.f_oneway(*whole)
@@ -263,8 +265,19 @@ def _points(
             summary = summaries.get(key)
             value = None if summary is None else value_of(summary, metric)
             if value is not None:
-                values[metric.label], measured[metric.label] = value, key
+                values[metric.label] = value
+                measured[metric.label] = _measured_on(plan, key, metric)
         yield Point(_setting(cell.arms), cell.seed, values, missing, measured)
+
+
+def _measured_on(plan: StudyPlan, key: str, metric: MetricSpec) -> str:
+    """The job whose student a number is about: a role's may be an earlier one, which several
+    learners measure alike."""
+    job = plan.job(key)
+    role = job.spec.roles.get(metric.path.partition(".")[0])
+    if metric.source == "summary" or role is None:
+        return key
+    return next((need for need in job.needs if plan.job(need).name == role.job), key)
 
 
 def _setting(arms: Arms) -> Setting:

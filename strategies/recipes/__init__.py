@@ -1,6 +1,7 @@
 """Published methods, each a file and one line here. Pydantic only.
 
-`recipe: {kind: ...}` in an objective expands to terms; the resolved job records both.
+`recipe: {kind: ...}` in an objective expands to terms; the resolved job records both. One from
+elsewhere is `recipe: {kind: import, target: ...}`.
 """
 
 from typing import Annotated, get_args
@@ -11,7 +12,10 @@ from .adaptive_kl import AdaptiveKL
 from .alpha_beta import AlphaBeta
 from .annealing_kd import AnnealingKD
 from .attention_transfer import AttentionTransfer
+from .backward_pass import BackwardPass
 from .base import Recipe as Recipe
+from .blockwise_logits import BlockwiseLogits
+from .boundary_samples import BoundarySamples
 from .btkd import Btkd
 from .condensation import Condensation
 from .continuation_kd import ContinuationKD
@@ -28,17 +32,19 @@ from .fsp import Fsp
 from .gjsd import GeneralisedJSD
 from .gradient_kd import GradientKD
 from .hard_labels import HardLabels
+from .imported import ImportedRecipe
 from .ka_shift import KAShift
 from .ka_smooth import KASmooth
 from .kd_pt import KDpt
 from .kd_sim import KDsim
 from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
+from .modified_gradient import ModifiedGradient as ModifiedGradient
 from .multi_teacher import MultiTeacher
 from .mutual_learning import MutualLearning
 from .objective_adjustment import ObjectiveAdjustment
 from .one import One
-from .partial_variance import PartialVariance
+from .partial_variance import PartialVariance as PartialVariance
 from .relational import Relational
 from .reverse_kl import ReverseKL
 from .sequence_kd import SequenceKD
@@ -51,7 +57,7 @@ from .total_variation import TotalVariation
 from .universal import Universal
 from .unkd import UnKD
 
-RecipeSpec = Annotated[
+_Published = (
     ForwardKL
     | ReverseKL
     | SymmetricKL
@@ -84,6 +90,7 @@ RecipeSpec = Annotated[
     | AnnealingKD
     | ContinuationKD
     | PartialVariance
+    | ModifiedGradient
     | FitNet
     | AttentionTransfer
     | SimilarityPreserving
@@ -91,14 +98,17 @@ RecipeSpec = Annotated[
     | Fsp
     | ObjectiveAdjustment
     | GradientKD
+    | BlockwiseLogits
+    | BackwardPass
+    | BoundarySamples
     | UnKD
     | MutualLearning
-    | One,
-    Field(discriminator="kind"),
-]
+    | One
+)
+
+RecipeSpec = Annotated[_Published | ImportedRecipe, Field(discriminator="kind")]
 
 RECIPES: dict[str, type[Recipe]] = {
-    get_args(recipe.model_fields["kind"].annotation)[0]: recipe
-    for recipe in get_args(get_args(RecipeSpec)[0])
+    get_args(recipe.model_fields["kind"].annotation)[0]: recipe for recipe in get_args(_Published)
 }
-"""By kind, in the order of the union."""
+"""Published ones by kind, in the order of the union."""

@@ -9,11 +9,11 @@ from typing import Annotated, Any, ClassVar
 from pydantic import ConfigDict
 
 from ..specs.base import Spec
-from ..specs.features import FeatureTermSpec
 from ..specs.ranking import RankTermSpec
 from ..specs.samples import BetweenEpochs, SelectSpec
 from ..specs.schedules import Number, extremes, within
 from ..specs.targets import TargetSpec
+from ..specs.term import LooksAt
 from ..specs.terms import CrossEntropySpec, TermSpec
 from .numbers import rest_of
 
@@ -56,14 +56,9 @@ class Recipe(Spec):
         return tuple(dict.fromkeys(role for term in self.terms() for role in term.served_roles))
 
     @property
-    def asks(self) -> tuple[tuple[str, str], ...]:
-        """(role, logits or what is inside); each costs one forward pass a sample."""
-        asked = [
-            (role, term.looks_at if isinstance(term, FeatureTermSpec) else "logits")
-            for term in self.terms()
-            for role in term.served_roles
-        ]
-        return tuple(dict.fromkeys(asked))
+    def asks(self) -> tuple[tuple[str, LooksAt], ...]:
+        """(role, what of it); each but `resident` costs one forward pass of a replica a sample."""
+        return tuple(dict.fromkeys(asked for term in self.terms() for asked in term.asked))
 
     @property
     def ranks_items(self) -> bool:

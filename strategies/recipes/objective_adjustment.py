@@ -14,7 +14,7 @@ class ObjectiveAdjustment(Recipe):
 
     title = "Dynamic objective adjustment"
     source = "Li et al. arXiv:2109.11295, section 5"
-    equation = "L = c CE + mean (1 - u) D(p, q) + w mean u |F_S' - F_T'|^2, u = H(q) / log V"
+    equation = "L = c CE + mean (1 - u) D(p, q) + w mean u |F_S' - F_T'|^2 / d, u = H(q) / log V"
     kind: Literal["objective_adjustment"]
     role: str = "teacher"
     """The served role to learn from."""

@@ -22,10 +22,15 @@ from .features import SimilarityPreservingSpec as SimilarityPreservingSpec
 from .measures import Measure as Measure
 from .measures import TemperatureBySpec as TemperatureBySpec
 from .measures import WeighBySpec as WeighBySpec
+from .moving import AscendSpec as AscendSpec
+from .moving import BoundarySpec as BoundarySpec
+from .moving import MovedSpec as MovedSpec
 from .objective import ObjectiveSpec as ObjectiveSpec
 from .ranking import BprSpec as BprSpec
 from .ranking import RankTermSpec as RankTermSpec
 from .ranking import StratifiedPairsSpec as StratifiedPairsSpec
+from .resident import BlockwiseLogitsSpec as BlockwiseLogitsSpec
+from .resident import RoleGradientSpec as RoleGradientSpec
 from .samples import CondenseSpec as CondenseSpec
 from .samples import HookSpec as HookSpec
 from .samples import SelectSpec as SelectSpec

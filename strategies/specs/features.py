@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from .base import Spec
 from .measures import OF_LABELS, OF_ROLES, WeighBySpec
-from .term import DENSE_OR_TOPK, ImportPath, TermBase
+from .term import DENSE_OR_TOPK, ImportPath, LooksAt, TermBase
 
 ModulePath = Annotated[str, Field(pattern=r"^[^\s.]+(\.[^\s.]+)*$")]
 """Path of a module as `named_modules` has it; `*` stands for one part or some of its letters."""
@@ -38,7 +38,7 @@ class FeatureTermSpec(TermBase):
     """Base of terms that look inside; how the role's logits are encoded is nothing to them."""
 
     encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
-    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "layers"
+    looks_at: ClassVar[LooksAt] = "layers"
 
     role: str = "teacher"
     """The served role to learn from."""
@@ -53,7 +53,9 @@ class FeatureTermSpec(TermBase):
         raise NotImplementedError
 
 
-class _PairedSpec(FeatureTermSpec):
+class PairedSpec(FeatureTermSpec):
+    """Base of those that take layers in pairs."""
+
     layers: Annotated[list[LayerPair], Field(min_length=1)]
     """Which layer learns from which."""
 
@@ -62,7 +64,7 @@ class _PairedSpec(FeatureTermSpec):
         return [(f"layers.{i}", pair.student, pair.role) for i, pair in enumerate(self.layers)]
 
 
-class _WeighedSpec(_PairedSpec):
+class _WeighedSpec(PairedSpec):
     weigh_by: WeighBySpec | None = None
     """A factor for each position, by a measure of the student."""
 
@@ -89,7 +91,8 @@ class HiddenStatesSpec(_WeighedSpec):
     """Distance of hidden states or feature maps, position by position, summed over the pairs.
 
     mse: mean over channels of the squared difference (FitNets, arXiv:1412.6550, equation 3).
-    normalised_mse: squared distance of the two as unit vectors (arXiv:1908.09355, equation 7).
+    normalised_mse: the same of the two as unit vectors, as the authors of arXiv:2109.11295 take it;
+    that of arXiv:1908.09355, equation 7, sums over channels: it is twice `cosine`.
     cosine: 1 - cos. Positions of a feature map are averaged.
     """
 
@@ -100,7 +103,7 @@ class HiddenStatesSpec(_WeighedSpec):
     feature maps a linear one is a 1x1 convolution. orthogonal: arXiv:2403.06213."""
 
 
-class ImportedFeaturesSpec(_PairedSpec):
+class ImportedFeaturesSpec(PairedSpec):
     """A term of one's own on layers: `package.module:function` called with `arguments`.
 
     It returns a `strategies.contract.CustomFeatureTerm`. Nothing of this project has to change.
@@ -127,14 +130,14 @@ class AttentionMapsSpec(_WeighedSpec):
     equation 6). Mean over heads.
     """
 
-    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "attention"
+    looks_at: ClassVar[LooksAt] = "attention"
     kind: Literal["attention_maps"]
     distance: Literal["mse", "kl"] = "kl"
     heads: Literal["each", "mean"] = "mean"
     """`each` compares heads one by one, of which both must have as many; `mean` their means."""
 
 
-class AttentionTransferSpec(_PairedSpec):
+class AttentionTransferSpec(PairedSpec):
     """|| A_S / |A_S| - A_T / |A_T| ||^2 a sample, A at each position the mean of squared channels.
 
     Zagoruyko and Komodakis, arXiv:1612.03928, equation 2, squared as in the authors' code.
@@ -163,7 +166,7 @@ class FlowSpec(FeatureTermSpec):
         ]
 
 
-class _GroupedSpec(_PairedSpec):
+class _GroupedSpec(PairedSpec):
     group: PositiveInt
     """Rows whose samples are compared with each other; divides training.micro_batch."""
 
@@ -203,7 +206,7 @@ class InputGradientsSpec(FeatureTermSpec):
     authors' code. The student is differentiated twice.
     """
 
-    looks_at: ClassVar[Literal["layers", "attention", "gradients"]] = "gradients"
+    looks_at: ClassVar[LooksAt] = "gradients"
     kind: Literal["input_gradients"]
     layers: Annotated[list[LayerPair], Field(min_length=1)] | None = None
     """Gradients by what these layers give; absent: by the input, texts once embedded."""

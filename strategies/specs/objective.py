@@ -8,8 +8,11 @@ from ..recipes import Recipe, RecipeSpec
 from .adaptive import FollowSchedule
 from .base import Spec
 from .features import FeatureTermSpec, ImportedFeaturesSpec
+from .moving import MovedSpec
+from .resident import RoleGradientSpec
 from .samples import BetweenEpochs, SelectSpec
 from .schedules import Number, extremes
+from .term import LooksAt
 from .terms import DivergenceSpec, ImportedTerm, TermSpec
 
 RESERVED = ("total", "router_balance")
@@ -73,11 +76,30 @@ class ObjectiveSpec(Spec):
             raise ValueError(
                 "select and between_epochs both decide which samples are learned from; remove one"
             )
-        if self.select is not None and not self.served_roles:
+        if self.select is not None and all(what == "resident" for _, what in self.asked):
             raise ValueError(
                 "select chooses what roles are asked about, and no term asks one; remove it, or "
                 "add a term with a role"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _moved_samples_teach(self) -> "ObjectiveSpec":
+        between = self.between_epochs
+        if not isinstance(between, MovedSpec):
+            return self
+        if between.role not in self.served_roles:
+            asked = ", ".join(self.served_roles) or "none"
+            raise ValueError(
+                f"between_epochs.role is {between.role!r}, which no term asks (asked: {asked}), so "
+                "nobody would learn from what it moves; name one of these, or add a term"
+            )
+        for index, term in enumerate(self.terms):
+            if term.served_roles and term.needs_labels:
+                raise ValueError(
+                    f"terms.{index} ({term.kind}) asks a role and reads labels, and samples that "
+                    "between_epochs moves have none; remove one of the two"
+                )
         return self
 
     @model_validator(mode="after")
@@ -131,14 +153,35 @@ class ObjectiveSpec(Spec):
         return tuple(dict.fromkeys(role for term in self.terms for role in term.served_roles))
 
     @property
+    def asked(self) -> tuple[tuple[str, LooksAt], ...]:
+        """(role, what some term wants of it), each once, in order of first use."""
+        return tuple(dict.fromkeys(asked for term in self.terms for asked in term.asked))
+
+    @property
     def logit_roles(self) -> tuple[str, ...]:
-        """Those of them that are asked for logits."""
-        asking = (term for term in self.terms if not isinstance(term, FeatureTermSpec))
-        return tuple(dict.fromkeys(role for term in asking for role in term.served_roles))
+        """Roles that are asked for logits."""
+        return tuple(role for role, what in self.asked if what == "logits")
+
+    @property
+    def resident_roles(self) -> tuple[str, ...]:
+        """Roles whose own weights are wanted beside the student."""
+        return tuple(role for role, what in self.asked if what == "resident")
+
+    @property
+    def twin_roles(self) -> tuple[str, ...]:
+        """Those of them whose weights must have the names and shapes of the student's."""
+        twins = (term for term in self.terms if term.same_weights)
+        return tuple(dict.fromkeys(role for term in twins for role in term.served_roles))
+
+    @property
+    def whole_gradient_roles(self) -> tuple[str, ...]:
+        """Those of them whose gradient over all training data is wanted."""
+        wanting = [t for t in self.terms if isinstance(t, RoleGradientSpec) and t.unbiased]
+        return tuple(dict.fromkeys(term.role for term in wanting))
 
     @property
     def looks_inside(self) -> bool:
-        """Whether some term learns from layers or attention."""
+        """Whether some term looks at layers of the student."""
         return any(isinstance(term, FeatureTermSpec) for term in self.terms)
 
     def temperatures(self, role: str) -> list[Number]:

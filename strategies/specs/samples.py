@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from .base import Spec
+from .moving import AscendSpec, BoundarySpec
 
 OFTEN_UNSURE = ("student_entropy", "student_loss", "random")
 
@@ -69,4 +70,6 @@ class HookSpec(Spec):
     arguments: dict[str, Any] = {}
 
 
-BetweenEpochs = Annotated[CondenseSpec | HookSpec, Field(discriminator="kind")]
+BetweenEpochs = Annotated[
+    CondenseSpec | HookSpec | AscendSpec | BoundarySpec, Field(discriminator="kind")
+]

@@ -1,6 +1,6 @@
 """What every term of a job file has. Pydantic only."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,6 +13,9 @@ ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 MEMBER_NAME = r"^[a-z][a-z0-9_]{0,31}$"
 PEER = "student."
 """Begins the name of a role that is no other model but a member of the student."""
+
+LooksAt = Literal["logits", "layers", "attention", "gradients", "resident"]
+"""What a term wants of a role; `resident`: the role's own weights, beside the student."""
 
 DENSE = ("full", "hidden")
 DENSE_OR_TOPK = (*DENSE, "topk")
@@ -27,6 +30,11 @@ class TermBase(Spec):
     """Fields that may be schedules, `weight` first."""
     crosses_tokenizers: ClassVar[bool] = False
     """Whether it can learn from a role with another tokenizer, at the positions that pair."""
+
+    looks_at: ClassVar[LooksAt] = "logits"
+    """What it wants of its roles."""
+    same_weights: ClassVar[bool] = False
+    """Whether its role's weights must have the names and shapes of the student's."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
@@ -50,6 +58,11 @@ class TermBase(Spec):
         """Members of the student that it learns from."""
         named = (role for role in self.named_roles if role.startswith(PEER))
         return tuple(role.removeprefix(PEER) for role in named)
+
+    @property
+    def asked(self) -> tuple[tuple[str, LooksAt], ...]:
+        """(role, what it wants of it)."""
+        return tuple((role, self.looks_at) for role in self.served_roles)
 
     @property
     def needs_labels(self) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from .features import (
     AttentionMapsSpec,
@@ -16,9 +16,10 @@ from .features import (
 )
 from .measures import OF_BOTH_SIDES, OF_LABELS, OF_ROLES, Measure, TemperatureBySpec, WeighBySpec
 from .ranking import BprSpec, StratifiedPairsSpec
+from .resident import BlockwiseLogitsSpec, RoleGradientSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-from .term import DENSE, DENSE_OR_TOPK, PEER, ImportPath, TermBase
+from .term import DENSE, DENSE_OR_TOPK, PEER, ImportPath, LooksAt, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -328,20 +329,43 @@ class MeasureTerm(TermBase):
 class ImportedTerm(TermBase):
     """A term of one's own: `package.module:function` called with `arguments`.
 
-    It returns a `strategies.contract.OwnTerm`. Nothing of this project has to change.
+    It returns a `strategies.contract.CustomTerm`. Nothing of this project has to change.
     """
 
     encodings: ClassVar[tuple[str, ...]] = (*DENSE_OR_TOPK, "sampled")
     kind: Literal["import"]
     target: ImportPath
     roles: list[str] = []
-    """Served roles that it asks."""
+    """Served roles whose logits it asks for."""
+    residents: list[str] = []
+    """Served roles whose own weights it wants beside the student."""
     arguments: dict[str, Any] = {}
     """Given to the function by name."""
+    group: PositiveInt | None = None
+    """Rows that it compares with each other; divides training.micro_batch."""
 
     @property
     def named_roles(self) -> tuple[str, ...]:
-        return tuple(self.roles)
+        return tuple(dict.fromkeys((*self.roles, *self.residents)))
+
+    @property
+    def asked(self) -> tuple[tuple[str, LooksAt], ...]:
+        logits = [(role, self.looks_at) for role in self.roles if not role.startswith(PEER)]
+        return (*logits, *((role, "resident") for role in self.residents))
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        return () if self.group is None else (self.group,)
+
+    @model_validator(mode="after")
+    def _members_have_no_frozen_weights(self) -> Self:
+        for role in self.residents:
+            if role.startswith(PEER):
+                raise ValueError(
+                    f"residents name {role}, a member of the student, and what is beside it is "
+                    "frozen; name it in roles, whose logits are told, or name a served role"
+                )
+        return self
 
 
 TermSpec = Annotated[
@@ -365,6 +389,8 @@ TermSpec = Annotated[
     | RelationalSpec
     | InputGradientsSpec
     | ImportedFeaturesSpec
+    | RoleGradientSpec
+    | BlockwiseLogitsSpec
     | BprSpec
     | StratifiedPairsSpec
     | MeasureTerm

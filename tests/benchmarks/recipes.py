@@ -25,7 +25,7 @@ from strategies.contract import Batch, Head, HiddenSignal, Outputs
 from strategies.objective import build_objective
 from strategies.progress import Progress
 from strategies.recipes import RECIPES
-from strategies.specs import FeatureTermSpec, ObjectiveSpec, RankTermSpec
+from strategies.specs import FeatureTermSpec, ObjectiveSpec, RankTermSpec, RoleGradientSpec
 
 VOCABULARY, ROWS, CONTEXT = 4096, 8, 128
 
@@ -59,12 +59,15 @@ def a_batch() -> Batch:
 
 
 def specs() -> dict[str, ObjectiveSpec]:
-    """By recipe, with its defaults; without those about layers of a role, or the items of users."""
+    """By recipe, with its defaults; without those about a role's layers, its weights, or items."""
     every = {kind: ObjectiveSpec.model_validate({"recipe": {"kind": kind}}) for kind in RECIPES}
     return {
         kind: spec
         for kind, spec in every.items()
-        if not any(isinstance(term, FeatureTermSpec | RankTermSpec) for term in spec.terms)
+        if not any(
+            isinstance(term, FeatureTermSpec | RankTermSpec | RoleGradientSpec)
+            for term in spec.terms
+        )
     }
 
 

@@ -131,7 +131,7 @@ def test_killing_the_controller_changes_nothing(stage: Stage, undisturbed: dict[
     _balances(summary)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killing_a_student_rank_changes_nothing(stage: Stage, workers: int) -> None:
     """In a group of two either may die: the other waits for it in a collective."""
     steps = 160  # so many that the job still runs when the driver hears of its tenth step

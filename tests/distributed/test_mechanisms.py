@@ -22,6 +22,8 @@ from strategies.specs import CondenseSpec
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(400)]
 
 STEPS = 14
+STOP = 9
+"""In the second epoch: changing data have changed by then."""
 KL = {"kind": "forward_kl", "temperature": 2.0}
 CE = {"kind": "cross_entropy", "weight": 0.5}
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -226,7 +228,7 @@ def alone(root: Path) -> Iterator[dict[str, Played]]:
         played = {name: house.play(house.job(objective)) for name, objective in OBJECTIVES.items()}
         for name, objective in OBJECTIVES.items():
             spec = house.job(objective, checkpoint={"every_steps": 3})
-            played[f"{name}, resumed"] = house.play(spec, stop_after=2)
+            played[f"{name}, resumed"] = house.play(spec, stop_after=STOP)
         played["replayed"] = house.play(house.job(_replayed(played["adaptive schedules"])))
         epochs = {"steps": None, "epochs": 2, "checkpoint": {"every_steps": STEPS}}
         played["epochs"] = house.play(house.job(STAIRS, **epochs))

@@ -68,7 +68,7 @@ def _hidden(distance: str, ours: Feature, theirs: Feature) -> Tensor:
             values.append(_mean([(x - y) ** 2 for x, y in zip(a, b, strict=True)]))
         elif distance == "normalised_mse":
             a, b = a / _norm(a), b / _norm(b)
-            values.append(_sum((x - y) ** 2 for x, y in zip(a, b, strict=True)))
+            values.append(_mean([(x - y) ** 2 for x, y in zip(a, b, strict=True)]))
         else:
             values.append(1 - _sum(x * y for x, y in zip(a, b, strict=True)) / _norm(a) / _norm(b))
     return _mean(values)

@@ -117,6 +117,21 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["evaluation.against=judge"],
         ["evaluation.against", "'judge'", "roles.judge"],
     ),
+    "a role that cannot lie beside the student": (
+        ["objective={recipe: {kind: modified_gradient}}", "training.zero=3"],
+        ["training.zero", "is 3", "role teacher", "Set it to 2"],
+    ),
+    "a role that is no twin of the student": (
+        [
+            "objective={recipe: {kind: modified_gradient}}",
+            "student.architecture.hidden_size=16",
+        ],
+        ["roles.teacher", "width 8 and the student 16", "one architecture"],
+    ),
+    "a layer map without layers": (
+        ["objective={terms: [{kind: blockwise_logits, layers: []}]}"],
+        ["objective.terms.0.layers", "at least one"],
+    ),
     "file missing": (
         ["data.sources.0.path={root}/texd.txt"],
         ["data.sources.0.path", "texd.txt", "Did you mean", "text.txt"],

@@ -17,7 +17,7 @@ from orchestrator.evaluation.diagnostics.draw import drawn, uniform
 from orchestrator.models.forward import forward_hidden, forward_logits
 from orchestrator.students.asked import Answered
 from orchestrator.students.batches import to_device
-from orchestrator.students.diagnostics.gradients import batch_gradients, mean_loss, trained
+from orchestrator.students.diagnostics.gradients import batch_gradients, mean_loss
 from orchestrator.students.diagnostics.texts import sampling
 from orchestrator.students.diagnostics.writing import (
     Prompt,
@@ -29,6 +29,7 @@ from orchestrator.students.diagnostics.writing import (
     until_end,
 )
 from orchestrator.students.held_out import HeldOut
+from orchestrator.students.inside import trained
 from orchestrator.students.module import StudentModule
 from strategies.contract import Batch, DenseSignal, HiddenSignal, LogitSignal
 from strategies.objective import build_objective

@@ -16,7 +16,7 @@ from orchestrator.models.folder import check_folder
 from orchestrator.models.forward import classify
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.made import MADE_FILE, is_made, made_by, read_made
-from orchestrator.models.reference import conv, mlp, pair
+from orchestrator.models.reference import blocks, conv, mlp, pair
 from orchestrator.planner.sizes import model_size
 from orchestrator.spec.models import ModelSpec, StudentSpec
 
@@ -76,6 +76,28 @@ def test_an_assistant_adds_to_the_students_features_and_to_nothing_else() -> Non
     assert alone.assistant is None and alone(features=x).shape == (3, 10)
     with pytest.raises(ValueError, match="assistant is -1"):
         pair(64, 10, assistant=-1)
+
+
+def test_blocks_of_any_width_give_features_of_one_size() -> None:
+    torch.manual_seed(0)
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    for width in (128, 24):
+        net = blocks(64, 10, width=width, depth=3, features=32)
+        for index, stage in enumerate(net.stages):
+            stage.register_forward_hook(
+                lambda _module, _inputs, output, at=(width, f"stages.{index}"): seen.update(
+                    {at: output}
+                )
+            )
+        logits = net(features=FEATURES)
+        x = FEATURES
+        for first, second in net.blocks:  # type: ignore[misc]
+            x = torch.relu(second(torch.relu(first(x))))
+        torch.testing.assert_close(seen[width, "stages.2"], x)
+        torch.testing.assert_close(logits, net.head(x))
+    assert {features.shape for features in seen.values()} == {(5, 32)} and len(seen) == 6
+    with pytest.raises(ValueError, match="depth is too small"):
+        blocks(64, 10, depth=0)
 
 
 def test_a_skip_turned_off_is_another_role_though_its_weights_are_the_same() -> None:

@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
 import yaml
 from feature_scenes import gradients, texts
+from residents import gradients_of, joined, loss_of, mlp, numbers, resident
 from tiny_objective import result, scene
 
 from orchestrator.errors import SpecError
@@ -18,13 +20,16 @@ from orchestrator.spec import JobSpec
 from strategies.objective import build_objective
 from strategies.pairs import Pair
 from strategies.progress import Progress
-from strategies.specs import ObjectiveSpec
+from strategies.samples import Book, Epoch, hook_of
+from strategies.specs import LinearSchedule, ObjectiveSpec
+from strategies.specs.samples import HookSpec
 
 GUIDE = Path(__file__).parents[2] / "docs/guide/own-terms.md"
+BESIDE = GUIDE.with_name("residents.md")
 
 
-def _shown(language: str, which: int = 0) -> str:
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(), re.S)[which]
+def _shown(language: str, which: int = 0, page: Path = GUIDE) -> str:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)[which]
 
 
 @pytest.fixture
@@ -32,8 +37,10 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that can be imported from, with the guide's module."""
     (tmp_path / "own_terms.py").write_text(_shown("python"))
     (tmp_path / "own_features.py").write_text(_shown("python", 1))
+    (tmp_path / "own_recipes.py").write_text(_shown("python", 2))
+    (tmp_path / "own_residents.py").write_text(_shown("python", page=BESIDE))
     monkeypatch.syspath_prepend(str(tmp_path))
-    for module in ("own_terms", "own_features"):
+    for module in ("own_terms", "own_features", "own_recipes", "own_residents"):
         monkeypatch.delitem(sys.modules, module, raising=False)
     return tmp_path
 
@@ -143,3 +150,80 @@ def test_a_term_on_layers_that_is_not_there_is_refused(outside: Path, tmp_path: 
     raw["terms"][0]["target"] = "own_features:centered"
     with pytest.raises(SpecError, match=r"objective\.terms\.0\.target.*centred"):
         preflight([_job(tmp_path, raw)])
+
+
+def test_the_guides_recipe_is_one_of_the_objective(outside: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(_shown("yaml", 2))["objective"]
+    job = _job(tmp_path, raw)
+    preflight([job])
+    first, second = job.objective.terms
+    assert (first.kind, second.kind) == ("forward_kl", "reverse_kl")
+    grows = second.numbers()["weight"]
+    assert isinstance(grows, LinearSchedule) and (grows.start, grows.end) == (0.0, 0.3)
+    written = job.objective.model_dump(mode="json", by_alias=True)
+    assert ObjectiveSpec.model_validate(written) == job.objective, "the resolved file says the same"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"target": "own_recipes:BothWay"}, r"does not import.*BothWay"),
+        ({"target": "no_such_module:Recipe"}, r"does not import.*PYTHONPATH"),
+        ({"target": "own_terms:MatchedEntropy"}, "no subclass of strategies.recipes.Recipe"),
+        ({"arguments": {"shares": 0.3}}, r"own_recipes:BothWays refuses its arguments: shares"),
+        ({"arguments": {"share": -0.3}}, r"refuses its arguments|weight"),
+    ],
+)
+def test_a_recipe_that_is_none_is_refused(
+    outside: Path, changes: dict[str, Any], told: str
+) -> None:
+    raw = yaml.safe_load(_shown("yaml", 2))["objective"]["recipe"]
+    with pytest.raises(ValueError, match=told):
+        ObjectiveSpec.model_validate({"recipe": {**raw, **changes}})
+
+
+def test_rows_that_an_own_term_compares_are_named(outside: Path, tmp_path: Path) -> None:
+    raw = _objective()
+    raw["terms"][1]["group"] = 3
+    with pytest.raises(ValueError, match=r"group|micro_batch"):
+        tiny_job = _job(tmp_path, raw)
+        preflight([tiny_job])
+
+
+def test_a_hook_of_ones_own_is_called_with_its_arguments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_hooks.py").write_text(
+        "from strategies.samples import Change\n"
+        "def every(epoch, nth):\n"
+        "    return Change(epoch.members[::nth])\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    spec = HookSpec(kind="import", target="own_hooks:every", arguments={"nth": 2})
+    epoch = Epoch(1, np.arange(5), 5, Book.of(5), str)
+    assert hook_of(spec)(epoch).members.tolist() == [0, 2, 4]
+    with pytest.raises(ValueError, match=r"own_hooks:none.*does not import"):
+        hook_of(HookSpec(kind="import", target="own_hooks:none"))
+
+
+def test_the_guides_term_has_the_role_beside_the_student(outside: Path, tmp_path: Path) -> None:
+    raw = yaml.safe_load(_shown("yaml", 1, BESIDE))["objective"]
+    spec = ObjectiveSpec.model_validate(raw)
+    assert spec.names[1] == "anchored" and spec.resident_roles == spec.served_roles == ("teacher",)
+    assert not spec.logit_roles and not spec.twin_roles
+    job = _job(tmp_path, raw)
+    preflight([job])
+    assert job.resident_roles == ("teacher",)
+    student, role = mlp(1), resident(mlp(2))
+    module, objective = joined(student, role, raw["terms"][1])
+    loss, _ = loss_of(module, objective, numbers())
+    for name, pull in gradients_of(loss, student).items():
+        wanted = 0.1 * (student.module.get_parameter(name) - role.weights[name])
+        torch.testing.assert_close(pull, wanted.detach())
+    asked = [ask.key for ask in build_objective(spec).asks()]
+    assert asked == ["teacher.resident"]
+
+
+def test_the_guides_terms_beside_the_student_are_read(tmp_path: Path) -> None:
+    spec = ObjectiveSpec.model_validate(yaml.safe_load(_shown("yaml", 0, BESIDE))["objective"])
+    assert spec.twin_roles == ("teacher",) and spec.looks_inside

@@ -299,3 +299,31 @@ def test_outputs_of_other_shapes_are_no_classifier() -> None:
     )
     with pytest.raises(TypeError, match=r"shape \[2, 4\] for 2 samples"):
         classify(wrong, {"features": torch.ones(2, 5)})
+
+
+def test_members_tell_each_other_of_samples_without_labels() -> None:
+    given = batch_of(5)
+    labelled = torch.tensor([[True], [False], [True], [False], [True]])
+    batch = Batch(given.inputs, given.targets, given.sample_index, labelled=labelled)
+    terms = [
+        {"kind": "cross_entropy", "member": "b"},
+        {"kind": "forward_kl", "member": "a", "role": "student.b", "name": "mutual"},
+        {"kind": "decoupled", "member": "a", "role": "student.b"},
+    ]
+    objective = build_objective(ObjectiveSpec.model_validate({"terms": terms}))
+    own = leaves(("a", "b"), 4)
+    members = {name: Outputs(logits=z) for name, z in own.items()}
+    outputs = Outputs(logits=own["a"], members=members)
+    counts = {name: float(count) for name, count in objective.counts(batch, {}).items()}
+    assert counts == {"cross_entropy": 2.0, "mutual": 4.0, "decoupled": 2.0}
+    numbers = objective.numbers(Progress(0, 10), {})
+    loss, totals = objective.loss(outputs, batch, {}, numbers, dict.fromkeys(counts, 1.0))
+    log_a, log_b = (torch.log_softmax(own[name].detach(), 1) for name in "ab")
+    wanted = float((log_b.exp() * (log_b - log_a)).sum())
+    assert float(totals["mutual"]) == pytest.approx(wanted, rel=1e-5)
+    kept, right = torch.tensor([0, 2]), given.targets[[0, 2], 0]
+    assert float(totals["cross_entropy"]) == pytest.approx(
+        -float(log_b[kept, right].sum()), rel=1e-5
+    )
+    loss.backward()
+    assert own["b"].grad is not None and bool((own["b"].grad[[1, 3]] == 0).all())

@@ -78,6 +78,31 @@ def test_a_plan_counts_rows_resources_and_bytes() -> None:
     assert planned.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("fields", "bytes_each"),
+    [
+        ({"kind": "forward_kl"}, 0),
+        ({"kind": "role_gradient"}, 4 + 4),
+        ({"kind": "role_gradient", "unbiased": True}, 4 + 4 + 4),
+        ({"kind": "blockwise_logits", "layers": [{"student": "a", "role": "b"}]}, 4),
+    ],
+)
+def test_a_plan_counts_what_a_role_takes_beside_the_student(
+    fields: dict[str, Any], bytes_each: int
+) -> None:
+    terms = [{"kind": "cross_entropy"}, fields]
+    twin = {"teacher": {"architecture": ARCHITECTURE}}
+    spec = job(objective={"terms": terms}, roles=twin)
+    (teacher,) = plan(spec, Inventory((CPU_NODE,))).roles
+    assert teacher.resident_bytes == bytes_each * PARAMETERS
+
+
+def test_a_role_that_cannot_be_the_students_twin_is_refused_at_once() -> None:
+    objective = {"terms": [{"kind": "role_gradient"}]}
+    with pytest.raises(SpecError, match=r"^roles\.teacher: has width 16 and the student 8"):
+        plan(job(objective=objective), None)
+
+
 def test_a_window_smaller_than_one_request_holds_one_and_warns() -> None:
     planned = plan(job(pool={"kind": "ephemeral", "window_bytes": 4095}), None)
     assert planned.roles[0].window_requests == 1

@@ -153,3 +153,31 @@ def test_maps_must_have_as_many_positions() -> None:
 def test_a_role_that_cannot_be_looked_into_says_what_it_needs() -> None:
     with pytest.raises(SpecError, match=r"roles\.teacher: has no layer.*give .*format a shape"):
         layer_maps(digits_job(hidden("a", "a")), known({"a": 3}, {}), lambda r: known({}, {}))
+
+
+def blockwise(student: str, role: str, **fields: Any) -> dict[str, Any]:
+    return {"kind": "blockwise_logits", "layers": [{"student": student, "role": role}], **fields}
+
+
+def test_layers_that_go_on_into_a_role_are_taken_whole_and_nobody_is_asked() -> None:
+    maps = found(
+        blockwise("m.*", "m.*", projector="linear"), hidden("norm", "norm", projector="linear")
+    )
+    assert maps.whole == ("m.0", "m.1", "m.2") and maps.layers == ("norm",)
+    assert list(maps.asks) == ["teacher.layers"]
+    assert maps.asks["teacher.layers"] == LayersAsk(("norm",), "bfloat16")
+    assert [one.whole for one in maps.projectors] == [True, True, True, False]
+    assert maps.pairs["blockwise_logits"][2] == Pair("m.2", "m.11", "blockwise_logits_2")
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        (("m.0", "m.3"), r"m\.0 of the student \(width 32\).*\(width 48\).*projector: linear"),
+        (("m.0", "m.99"), r"layers\.0\.role: is 'm\.99'.*doctor --layers"),
+        (("m.*", "m.?"), r"matches 3 layers.*and 10 of"),
+    ],
+)
+def test_layers_that_cannot_go_on_are_refused(pair: tuple[str, str], says: str) -> None:
+    with pytest.raises(SpecError, match=says):
+        found(blockwise(*pair))

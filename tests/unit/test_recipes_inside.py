@@ -82,7 +82,7 @@ def test_doubt_shares_each_position_between_logits_and_hidden_states() -> None:
     doubt = -(q * q.log()).sum(1) / torch.log(torch.tensor(7.0, dtype=torch.float64))
     apart = (seen.logits.detach() - theirs).square().mean(1)
     unit = torch.nn.functional.normalize
-    hidden = (unit(seen.student["a"].detach()) - unit(seen.role["a"])).square().sum(1)
+    hidden = (unit(seen.student["a"].detach()) - unit(seen.role["a"])).square().mean(1)
     assert ((doubt > 0) & (doubt < 1)).all()
     assert means["logits_distance"] == pytest.approx(float(((1 - doubt) * apart).mean()))
     assert means["hidden_states"] == pytest.approx(float((doubt * hidden).mean()))

@@ -16,13 +16,24 @@ PAIR = members(a=SMALL, b=ROLE)
 APART: list[dict[str, Any]] = [{**CE, "member": "a"}, {**CE, "member": "b"}]
 PEER = {**KL, "member": "a", "role": "student.b"}
 WIDE = {"architecture": {"model_type": "llama"}, "tokenizer": "somewhere"}
+OWN = {"kind": "import", "target": "own:term", "member": "a"}
+TAUGHT = {"teacher": ROLE}
 HINT = {"kind": "hidden_states", **LAYERS}
 
 
-def pair(terms: list[dict[str, Any]], **student: Any) -> dict[str, Any]:
+def pair(
+    terms: list[dict[str, Any]],
+    roles_: dict[str, Any] | None = None,
+    objective_: dict[str, Any] | None = None,
+    evaluation_: dict[str, Any] | None = None,
+    **student: Any,
+) -> dict[str, Any]:
     """A job of two members; what is absent is removed."""
-    given = {**PAIR, **student}
-    return raw("pair", terms, {k: v for k, v in given.items() if v is not None})
+    given = {k: v for k, v in {**PAIR, **student}.items() if v is not None}
+    job = raw("pair", terms, given, roles_)
+    job["objective"] |= objective_ or {}
+    job["evaluation"] = {**job.get("evaluation", {}), **(evaluation_ or {})}
+    return job
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -77,6 +88,66 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "gradients of a member": (
         pair([*APART, {"kind": "input_gradients", "member": "a", "role": "student.b"}]),
         r"objective\.terms\.2\.member: is a, and input_gradients differentiates whole students",
+    ),
+    "a role's gradient for a member": (
+        pair([*APART, {"kind": "role_gradient", "member": "a"}], roles_=TAUGHT),
+        r"student\.members: are a, b, which have their weights together.*role teacher.*one of them",
+    ),
+    "a role's gradient for an output": (
+        raw(
+            "one",
+            [{**CE, "member": "a"}, {"kind": "role_gradient", "member": "b"}],
+            {**SMALL, "outputs": ["a", "b"]},
+            TAUGHT,
+        ),
+        r"student\.outputs: are a, b, which have their weights together",
+    ),
+    "a modified gradient of members": (
+        pair(
+            APART,
+            roles_=TAUGHT,
+            evaluation_={
+                "against": "teacher",
+                "diagnostics": [{"kind": "modified_gradient", "batches": 2}],
+            },
+        ),
+        r"student\.members: are a, b, which have their weights together",
+    ),
+    "the gradient of a peer": (
+        pair([*APART, {"kind": "role_gradient", "member": "a", "role": "student.b"}]),
+        r"objective\.terms\.2\.role: is student\.b, which is trained, and role_gradient wants",
+    ),
+    "the later layers of a peer": (
+        pair([*APART, {"kind": "blockwise_logits", "member": "a", "role": "student.b", **LAYERS}]),
+        r"objective\.terms\.2\.role: is student\.b, which is trained.*Name a served role",
+    ),
+    "a peer beside the student": (
+        pair([*APART, {**OWN, "residents": ["student.b"]}]),
+        r"residents name student\.b, a member of the student.*Name it in roles",
+    ),
+    "a role beside a member, for a term of one's own": (
+        pair([*APART, {**OWN, "residents": ["teacher"]}], roles_=TAUGHT),
+        r"objective\.terms\.2\.residents: are teacher.*\(a, b\) under other names",
+    ),
+    "moved samples for members": (
+        pair(
+            [*APART, {**KL, "member": "a"}],
+            roles_=TAUGHT,
+            objective_={
+                "between_epochs": {"kind": "boundary", "every": 1, "rounds": 1, "steps": 1}
+            },
+        ),
+        r"between_epochs\.kind: is boundary, which looks at whole students.*\(a, b\)",
+    ),
+    "the distance of an output that is exported alone": (
+        raw(
+            "one",
+            [{**CE, "member": "a"}, {**KL, "member": "b"}],
+            {**SMALL, "outputs": ["a", "b"], "export": "a"},
+            TAUGHT,
+            evaluation={"diagnostics": [{"kind": "logit_distance"}]},
+        ),
+        r"diagnostics\.0\.kind: is logit_distance, which differentiates whole students",
     ),
     "an export of a member that is not there": (
         pair(APART, export="c"),

@@ -126,6 +126,14 @@ def test_the_set_follows_the_formula_and_never_falls_below_its_share() -> None:
     assert sizes == [1000, 1000, 900, 900, 800, 800, 700, 700, 700, 700, 700, 700]
 
 
+@pytest.mark.parametrize("samples", [3, 15, 45, 997])
+def test_no_size_rounds_below_the_share(samples: int) -> None:
+    spec = CondenseSpec(kind="condense", every=1, stages=6, keep=0.7)
+    sizes = [size_after(spec, samples, epochs) for epochs in range(9)]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] == samples
+    assert 0.7 * samples <= sizes[-1] < 0.7 * samples + 1
+
+
 def test_the_kept_are_those_with_the_top_scores() -> None:
     spec = CondenseSpec(kind="condense", every=1, keep=0.5, stages=1)
     value = np.array([0.1, 0.9, 0.3, 0.8, 0.2, 0.7])
@@ -145,7 +153,7 @@ def test_what_is_dropped_is_blended_into_the_lowest_that_stay() -> None:
     value = np.array([8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0])
     change = condensed(spec, epoch(1, np.arange(8), 8, value))
     assert change.members.tolist() == [0, 1, 2, 3, 4, 5]
-    assert {mine: (b.other, b.share) for mine, b in change.blends.items()} == {
+    assert {mine: (b.other, b.share) for mine, b in (change.blends or {}).items()} == {
         4: (6, 1.0),
         5: (7, pytest.approx(0.7)),
     }

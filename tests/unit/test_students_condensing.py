@@ -58,3 +58,14 @@ def test_blends_are_kept_and_refused_where_nothing_can_be_blended() -> None:
     assert blended.store.tokens(1).view(np.float32).tolist() == [1.5, 1.5]
     with pytest.raises(SpecError, match="only features with a pool"):
         changing(change, blendable=False).epoch_over(1, CPU)
+
+
+def test_blends_stay_where_a_later_decision_says_nothing_of_them() -> None:
+    made = changing(Change(np.array([1, 2]), {1: Blend(3, 0.75)}))
+    made.epoch_over(1, CPU)
+    made._hook = lambda epoch: Change(epoch.members, None)
+    made.epoch_over(2, CPU)
+    assert made.store.tokens(1).view(np.float32).tolist() == [1.5, 1.5]
+    made._hook = lambda epoch: Change(epoch.members)
+    made.epoch_over(3, CPU)
+    assert made.store.tokens(1).view(np.float32).tolist() == [1.0, 1.0]

@@ -124,8 +124,12 @@ def test_starting_later_gives_what_the_undisturbed_feed_gives(store: SampleStore
         )
 
 
-def test_without_a_pool_only_a_little_is_collated_ahead(store: SampleStore) -> None:
-    feed = _feed(store, None)
+@pytest.mark.parametrize("pool", [False, True])
+def test_where_nothing_is_asked_only_a_little_is_collated_ahead(
+    store: SampleStore, pool: bool
+) -> None:
+    questions = _questions(FakeClient(9), ()) if pool else None
+    feed = _feed(store, questions)
     feed.fill()
     assert len(feed._ahead) == AHEAD_WITHOUT_POOL
 

@@ -120,3 +120,45 @@ def test_a_role_of_other_classes_or_inputs_is_refused(
     described = RoleDescription("teacher", "f", role_classes, 0, 1, reads=reads)
     with pytest.raises(SpecError, match=told):
         check(digits.student(), features(), described=described)
+
+
+class Opaque(nn.Module):
+    """A classifier whose forward leaves torch, as one of trees would."""
+
+    num_labels = 10
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """[R, 64] -> [R, 10]."""
+        return self.layer(torch.from_numpy(np.sign(features.detach().numpy())))
+
+
+@pytest.mark.parametrize(
+    ("kind", "opaque", "width", "told"),
+    [
+        ("backward_pass", False, 0, r"^roles\.teacher: has no gradient by its input"),
+        ("backward_pass", True, 64, r"^student: has no gradient by its input.*kind boundary"),
+        ("boundary_samples", True, 64, None),
+        ("backward_pass", False, 64, None),
+    ],
+)
+def test_samples_move_only_along_gradients_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, kind: str, opaque: bool, width: int, told: str | None
+) -> None:
+    if opaque:
+        monkeypatch.setattr("orchestrator.models.reference.mlp", lambda **_: Opaque())
+    data = digits.data()
+    data["sources"][0]["format"]["shape"] = [64]
+    recipe = {"kind": kind, "every": 1, "rounds": 1}
+    job = job_of(data=data, objective={"recipe": recipe})
+    described = RoleDescription(
+        "teacher", "f", 10, 0, 1, reads="features[64]", input_width=width
+    )  # fmt: skip
+    if told is None:
+        check(digits.student(), features(), job=job, described=described)
+        return
+    with pytest.raises(SpecError, match=told):
+        check(digits.student(), features(), job=job, described=described)

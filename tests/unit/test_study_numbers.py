@@ -120,6 +120,41 @@ def test_the_variance_between_three_arms_is_tested() -> None:
     assert found[0].p == pytest.approx(0.1424, abs=1e-4)
 
 
+def test_arms_of_one_mean_have_no_variance_between_them() -> None:
+    """A twentieth has no float, so means that are equal on paper differ by rounding."""
+    values = {0: 0.85, 1: 0.9, 2: 0.95}
+    shifted = {0: 0.95, 1: 0.85, 2: 0.9}
+    arms = {"ce": {}, "kd": {"learner": {"objective.terms": studies.KD}}}
+    spec = studies.study(
+        seeds=[0, 1, 2],
+        vary={"method": {**arms, "slow": {"learner": {"training.epochs": 9}}}},
+    )
+    summaries = studies.measured(spec, ce=values, kd=shifted, slow=dict(values))
+    assert gather(spec, plan_study(spec), summaries).variances == ()
+
+
+def test_a_number_of_a_role_is_of_the_job_that_made_it() -> None:
+    """However many learners measure their teacher, it is one network a seed."""
+    arms = {
+        str(epochs): {"learner": {"training.epochs": epochs, "objective.terms": studies.KD}}
+        for epochs in (1, 2, 3)
+    }
+    spec = studies.study(
+        vary={"method": arms},
+        metrics=[{"path": "teacher.accuracy", "name": "accuracy"}],
+        compare={"axis": "method", "baseline": "1"},
+    )
+    plan = plan_study(spec)
+    summaries: dict[str, dict[str, object]] = {}
+    for cell in plan.cells:
+        summaries[cell.jobs["teacher"]] = {"evaluation": {}}
+        told = {"teacher": {"accuracy": 0.8 + 0.1 * cell.seed}}
+        summaries[cell.jobs["learner"]] = {"evaluation": told}
+    results = gather(spec, plan, summaries)
+    assert results.variances == () and results.differences == ()
+    assert {row.means["accuracy"].n for row in results.rows} == {2}
+
+
 @pytest.mark.parametrize(
     ("fields", "mean", "holds"),
     [

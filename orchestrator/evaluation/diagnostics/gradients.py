@@ -53,7 +53,7 @@ class Moments:
         for gradient, mean in zip(gradients, self.means, strict=True):
             for part, known in zip(gradient, mean, strict=True):
                 part -= known
-        self._centred += _gram(gradients) * ((self.batches - 1) / self.batches)
+        self._centred += gram(gradients) * ((self.batches - 1) / self.batches)
         for gradient, mean in zip(gradients, self.means, strict=True):
             for part, known in zip(gradient, mean, strict=True):
                 known.add_(part, alpha=1 / self.batches)
@@ -75,11 +75,11 @@ class Moments:
                 sum_over_ranks(part)
                 part /= batches
                 known -= part
-        offsets += _gram(self.means) * self.batches
+        offsets += gram(self.means) * self.batches
         self.means = whole
         centred = (self._centred + offsets).to(device)
         sum_over_ranks(centred)
-        return Pooled(batches, centred.tolist(), _gram(whole).tolist())
+        return Pooled(batches, centred.tolist(), gram(whole).tolist())
 
 
 def gradient_noise(pooled: Pooled, lam: float) -> dict[str, float]:
@@ -121,9 +121,32 @@ def gradient_noise(pooled: Pooled, lam: float) -> dict[str, float]:
         "trace_mixture": mixture,
         "norm_data": data,
         "norm_role": role,
-        "cosine": _ratio(pooled.means[0][1], data * role),
-        "rho": _ratio(cross, math.sqrt(pooled.product(0, 0) * max(teacher, 0.0))),
-        "lam0": _ratio(cross, teacher),
+        "cosine": ratio(pooled.means[0][1], data * role),
+        "rho": ratio(cross, math.sqrt(pooled.product(0, 0) * max(teacher, 0.0))),
+        "lam0": ratio(cross, teacher),
+    }
+
+
+def likeness(pooled: Pooled) -> dict[str, float]:
+    """How like two gradients are, by their means over batches.
+
+    Args:
+        pooled: of two kinds.
+
+    Returns:
+        `batches`; `cosine_of_means`; `norm_true` and `norm_modified`, of the means of kinds 0 and
+        1; `distance`, the norm of their difference over that of kind 0. A number that has nothing
+        to be divided by is NaN.
+    """
+    (first, cross), (_, second) = pooled.means
+    true, modified = math.sqrt(first), math.sqrt(second)
+    apart = math.sqrt(max(first - 2 * cross + second, 0.0))
+    return {
+        "batches": float(pooled.batches),
+        "cosine_of_means": ratio(cross, true * modified),
+        "norm_true": true,
+        "norm_modified": modified,
+        "distance": ratio(apart, true),
     }
 
 
@@ -152,7 +175,7 @@ def layer_of(name: str) -> str:
     return ".".join(parts[:-1]) or name
 
 
-def _gram(gradients: Sequence[Gradient]) -> Tensor:
+def gram(gradients: Sequence[Gradient]) -> Tensor:
     """[K, K] float64 on the CPU: <g_i, g_j> summed over parameters."""
     size = len(gradients)
     found = torch.zeros(size, size, dtype=torch.float64)
@@ -164,5 +187,6 @@ def _gram(gradients: Sequence[Gradient]) -> Tensor:
     return found
 
 
-def _ratio(above: float, below: float) -> float:
+def ratio(above: float, below: float) -> float:
+    """above / below; NaN where there is nothing to divide by."""
     return above / below if below > 0 else math.nan

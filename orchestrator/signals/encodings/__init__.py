@@ -21,10 +21,11 @@ from orchestrator.signals.records import (
     SampledAsk,
     SignalAsk,
     TopKAsk,
+    VjpAsk,
 )
 from strategies.contract import Head, Signal
 
-from . import attention, full, gradients, hidden, layers, sampled, topk
+from . import attention, full, gradients, hidden, layers, sampled, topk, vjp
 from .head import head_from_record, head_record
 from .outputs import RoleOutputs
 from .wire import bad
@@ -61,6 +62,8 @@ def encode(ask: SignalAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
             return attention.encode(ask, outputs)
         case GradientsAsk():
             return gradients.encode(ask, outputs)
+        case VjpAsk():
+            return vjp.encode(ask, outputs)
 
 
 def decode(
@@ -99,3 +102,5 @@ def decode(
             return attention.decode(reply, reply.ask, positions, device)
         case GradientsAsk():
             return gradients.decode(reply, reply.ask, positions, device)
+        case VjpAsk():
+            return vjp.decode(reply, reply.ask, positions, device)

@@ -14,14 +14,10 @@ from strategies.contract import Batch, Outputs
 from strategies.objective import Objective
 
 from ..asked import Answered
+from ..inside import trained
 
 Loss = Callable[[Outputs], Tensor]
 """Outputs of a micro-batch -> a scalar to differentiate, once."""
-
-
-def trained(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, by name."""
-    return {name: p for name, p in module.named_parameters() if p.requires_grad}
 
 
 def batch_gradients(module: nn.Module, batch: Batch, losses: Sequence[Loss]) -> list[list[Tensor]]:

@@ -16,7 +16,8 @@ from strategies.progress import Progress
 from strategies.specs import CrossEntropySpec, ForwardKLSpec, ObjectiveSpec
 
 from ..export import PREFIX
-from .gradients import batch_gradients, mean_loss, trained
+from ..inside import trained
+from .gradients import batch_gradients, mean_loss
 from .site import Site
 
 

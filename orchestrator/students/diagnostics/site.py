@@ -1,7 +1,7 @@
 """What every diagnostic works with on one rank, and the sums over ranks they share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from ..engine import Engine
 from ..held_out import HeldOut
 from ..module import no_gradient
 from ..questions import Questions
+from ..residents import Residents
 from .writing import Prompt, prompts_of
 
 Parts = Sequence[Sequence[Row]]
@@ -39,6 +40,7 @@ class Site:
     compared: str | None  # the role that evaluation compares with
     vocabulary: int  # of the student's head
     end: int | None  # the end token; None: there is none, or nothing is written
+    residents: Residents = field(default_factory=dict)  # roles beside the student
 
     @property
     def questions(self) -> Questions:

@@ -13,6 +13,8 @@ from orchestrator.spec.diagnostics import (
     GradientNoiseSpec,
     GradientNormSpec,
     InputGradientsSpec,
+    LogitDistanceSpec,
+    ModifiedGradientSpec,
     ObjectiveLossSpec,
     OmegaSpec,
     PrecisionRecallSpec,
@@ -20,7 +22,9 @@ from orchestrator.spec.diagnostics import (
 )
 from strategies.objective import Objective
 
+from .distance import measure_logit_distance
 from .inputs import measure_input_gradients
+from .modified import measure_modified_gradient
 from .noise import measure_noise, measure_norms
 from .objective import measure_objective
 from .positions import measure_omega
@@ -51,7 +55,7 @@ def check_diagnostics(job: JobSpec, data: TokenData, crossing: Collection[str]) 
                     f"tokenizer (with another: {', '.join(crossing)})",
                     "Name a role that has it, or remove the diagnostic",
                 )
-        if isinstance(spec, GradientNoiseSpec | GradientNormSpec):
+        if isinstance(spec, GradientNoiseSpec | GradientNormSpec | ModifiedGradientSpec):
             wanted = spec.batches * job.training.micro_batch
             found = len(training_rows(job, data, spec.batches))
             if found < wanted:
@@ -119,12 +123,16 @@ def diagnose(
         match spec:
             case GradientNoiseSpec():
                 found[spec.title] = measure_noise(site, spec, work)
+            case ModifiedGradientSpec():
+                found[spec.title] = measure_modified_gradient(site, spec, work)
             case GradientNormSpec():
                 found[spec.title] = measure_norms(site, spec, work, objective, numbers)
             case OmegaSpec():
                 found[spec.title] = measure_omega(site, spec, work)
             case InputGradientsSpec():
                 found[spec.title] = measure_input_gradients(site, spec, work)
+            case LogitDistanceSpec():
+                found[spec.title] = measure_logit_distance(site, spec, work)
             case ObjectiveLossSpec():
                 found[spec.title] = measure_objective(site, spec, work, objective, numbers)
             case FidelitySpec():

@@ -1,0 +1,69 @@
+"""Data that change between epochs, whichever way: what the training loop sees of them."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+
+from orchestrator.data import SampleStore, TokenData
+from orchestrator.data.membership import Membership
+from orchestrator.spec import JobSpec
+from strategies.contract import Batch, Outputs
+from strategies.specs import MovedSpec
+
+from .condensing import Changing
+from .engine import Engine
+from .moves import mover_of
+from .moving import Moving
+from .questions import Questions
+
+
+class ChangingData(Protocol):
+    """The samples and the members of each epoch. Collective where it says so."""
+
+    @property
+    def membership(self) -> Membership:
+        """Which samples each epoch holds, as far as that is decided."""
+        ...
+
+    @property
+    def store(self) -> SampleStore:
+        """The samples as they are now."""
+        ...
+
+    @property
+    def watch(self) -> Callable[[Batch, Outputs], None] | None:
+        """What is to be shown of every micro-batch; None: nothing."""
+        ...
+
+    def epoch_over(self, epochs: int, device: torch.device) -> bool:
+        """Decide what the next epochs hold, if it is time; whether it was. Collective."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Of this rank, as JSON."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`. Collective."""
+        ...
+
+
+def changing_data(
+    job: JobSpec,
+    data: TokenData,
+    engine: Engine,
+    questions: Questions | None,
+    rank: int,
+    world: int,
+) -> ChangingData | None:
+    """How a job's data change between epochs; None: they do not."""
+    between = job.objective.between_epochs
+    if between is None:
+        return None
+    if not isinstance(between, MovedSpec):
+        served = questions is not None and questions.source.pool is not None
+        blendable = job.data.has_features and served
+        return Changing(between, data.train, blendable=blendable)
+    assert questions is not None  # a term asks the role, as `ObjectiveSpec` demands
+    return Moving(between, data.train, mover_of(job, engine, questions), rank, world)
