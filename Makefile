@@ -77,6 +77,8 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/encodings_quickstart.py
 	$(BIN)/python tests/benchmarks/cache_store.py
 	$(BIN)/python tests/benchmarks/cached_epochs.py
+	$(BIN)/python tests/benchmarks/search.py
+	$(BIN)/python tests/benchmarks/fairness.py
 
 # TRL in an environment of its own that sees this project's packages and adds nothing to them.
 $(TRL_STAMP): $(STAMP)

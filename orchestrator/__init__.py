@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.planner import plan
     from orchestrator.pool import Pool
     from orchestrator.runner import evaluate, label, resume, run
+    from orchestrator.search.run import run_search as search
     from orchestrator.spec import JobSpec, load_jobs
 
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "plan": "planner",
     "resume": "runner",
     "run": "runner",
+    "search": "search",
 }
 
 __all__ = [
@@ -67,10 +69,12 @@ __all__ = [
     "plan",
     "resume",
     "run",
+    "search",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = import_module(f"{__name__}.{_HOMES[name]}")
+    return home if name == _HOMES[name] else getattr(home, name)

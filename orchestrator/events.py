@@ -10,12 +10,23 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Used:
+    """What a run has used so far, over all its workers and all that its checkpoint knows of."""
+
+    tokens: int = 0  # of committed steps
+    student_s: float = 0.0  # device-seconds of its training loop
+    teacher_s: float = 0.0  # device-seconds that roles worked for its answers
+    computed: int = 0  # records that the pool computed for it and the cache did not know
+
+
+@dataclass(frozen=True, slots=True)
 class JobStarted:
     """A job began, or goes on after a resume."""
 
     job: str
     run_id: str
     steps: int  # optimiser steps in all, those of an earlier attempt included
+    used: Used = Used()  # before: by an earlier attempt, or by the run that it starts from
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class StepDone:
     step: int  # 1 after the first
     steps: int
     metrics: Mapping[str, float]
+    used: Used = Used()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,7 @@ class CheckpointWritten:
     job: str
     step: int
     path: str
+    used: Used = Used()
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,11 +49,13 @@ from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
 from orchestrator.students.records import PROJECTORS
-from orchestrator.tracking.tracker import Tracker
+from orchestrator.tracking.tracker import Status, Tracker
 
 logger = logging.getLogger(__name__)
 
 CACHE = Path.home() / ".cache" / "stillhouse"
+ASIDE_S = 15.0
+"""Longest that records of a job are sent for beside the next one, and at a session's end."""
 
 
 class Session:
@@ -63,6 +65,7 @@ class Session:
         jobs: the list.
         on_event: hears everything.
         pool: answers for all jobs, and is not the session's to end; None: it brings up its own.
+        sends_aside: a job's end does not wait for the tracking store; the session's does, a little.
     """
 
     def __init__(
@@ -70,8 +73,11 @@ class Session:
         jobs: Sequence[JobSpec],
         on_event: Callable[[Event], None],
         pool: Pool | None = None,
+        sends_aside: bool = False,
     ) -> None:
         self._jobs, self._on_event, self._lent = jobs, on_event, pool
+        self._sends_aside = sends_aside
+        self._sending: list[threading.Thread] = []
         self.pools: dict[str, Pool] = {}
         self.caches: dict[str, Cache] = {}
         self._group: Group | None = None
@@ -102,6 +108,8 @@ class Session:
             for cache in self.caches.values():
                 cache.publish()
             self._leave_ray()
+            for sending in self._sending:
+                sending.join()
 
     def _leave_ray(self) -> None:
         if self._started_ray:
@@ -133,7 +141,7 @@ class Session:
         tracker = Tracker(
             folder.local, folder.run_id, job.tracking, _local_storage(job), parent=parent
         )
-        status = "failed"
+        status: Status = "failed"
         try:
             tracker.params(job.model_dump(mode="json", by_alias=True, exclude_none=True))
             if job.tracking.uri is not None and not tracker.warn_if_silent():
@@ -145,8 +153,10 @@ class Session:
             summary = self._watch(student, lambda event: _track(event, tracker))
             summary["seconds"] = {**self.seconds, "before_job": ready_s, **summary["seconds"]}
             summary["compared_role"] = student.spec.compared_with(student.crossings)
-            summary["cost"] = {"student_device_s": _student_s(summary, job)}
+            used = summary.pop("used")
+            summary["cost"] = {"student_device_s": used["student_s"]}
             if pool is not None:
+                summary["cost"]["teacher_device_s"] = used["teacher_s"]
                 _add_pool(summary, before, pool.status())
             if student.cache is not None:
                 cache = self.caches[student.cache.path]
@@ -158,7 +168,7 @@ class Session:
                     summary["cost"]["saved_by_cache_device_s"] = saved
                 summary["cache"]["store"] = cache.stats()
             if summary["status"] == "paused":
-                status = "interrupted"
+                status = "finished"  # as far as it was to go; where it goes on it runs again
                 return summary
             self._record(job, student, summary, tracker, folder, graph_of(jobs or [job]))
             status = "finished"
@@ -167,7 +177,16 @@ class Session:
             status = "interrupted"
             raise
         finally:
+            self._finish(tracker, status)
+
+    def _finish(self, tracker: Tracker, status: Status) -> None:
+        if not self._sends_aside:
             tracker.finish(status)
+            return
+        tracker.end(status)
+        sending = threading.Thread(target=tracker.drain, args=(ASIDE_S,), daemon=True)
+        sending.start()
+        self._sending = [each for each in self._sending if each.is_alive()] + [sending]
 
     def evaluate_job(
         self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]
@@ -455,25 +474,10 @@ def join_ray(address: str | None) -> bool:
     return True
 
 
-def _student_s(summary: dict[str, Any], job: JobSpec) -> float:
-    """Device-seconds of the training loop, over all workers."""
-    rate = summary["tokens_per_s"]
-    return job.training.workers * summary["tokens"] / rate if rate else 0.0
-
-
 def _add_pool(summary: dict[str, Any], before: dict[str, Any], after: dict[str, Any]) -> None:
-    """What the pool did for the job: what it says now, less what it had said before."""
-
-    def replicas(status: dict[str, Any]) -> list[dict[str, Any]]:
-        return [replica for role in status["roles"].values() for replica in role["replicas"]]
-
-    # A replica that died takes its seconds along: the cost is then a lower bound.
-    worked = {replica["name"]: replica.get("busy_s", 0.0) for replica in replicas(before)}
-    summary["pool"]["replicas"] = len(replicas(after))
+    """How the pool was meanwhile, whoever else asked it."""
+    summary["pool"]["replicas"] = sum(len(role["replicas"]) for role in after["roles"].values())
     summary["pool"]["restarts"] = after["restarts"] - before["restarts"]
-    summary["cost"]["teacher_device_s"] = sum(
-        replica.get("busy_s", 0.0) - worked.get(replica["name"], 0.0) for replica in replicas(after)
-    )
 
 
 def _track(event: Event, tracker: Tracker) -> None:

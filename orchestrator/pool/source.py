@@ -69,6 +69,7 @@ class SourceCounts:
     misses: int = 0  # computed by the pool for this client
     computed_tokens: int = 0  # of samples that the pool ran for this client
     saved_tokens: int = 0  # of samples that it did not have to run
+    worked_s: float = 0.0  # device-seconds that roles worked for this client's answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,9 @@ class SignalSource:
             SpecError: nobody computes and the cache lacks it.
         """
         if self.link is None and self.pool is not None:
-            return self.pool.result(f"{self._client}/{name}")
+            reply = self.pool.result(f"{self._client}/{name}")
+            self._count(worked_s=reply.forward_s)
+            return reply
         try:
             return self._open[name].future.result()
         finally:
@@ -183,8 +186,9 @@ class SignalSource:
                 del self._open[name]
 
     def close(self) -> None:
-        """Stop. Answers still on their way are dropped."""
-        self._closed = True
+        """Stop. Answers still on their way are dropped, and `counts` changes no more."""
+        with self._lock:
+            self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         if self.pool is not None:
             self.pool.close()
@@ -271,15 +275,22 @@ class SignalSource:
             self.pool.submit(request)
             reply = self.pool.result(request.request_id)
             records = list(_records(reply, request, places))
+            with self._lock:  # what is handed to the cache is counted, also while a run stops
+                if self._closed:
+                    raise WorkerLost(question.role, question.name, "the source is closed")
+                self.counts.misses += len(records)
+                self.counts.computed_tokens += len(request.tokens)
+                self.counts.worked_s += reply.forward_s
         except BaseException:
             self.link.give_up(question.name, keys)
             raise
         self.link.put(records)
-        self._count(misses=len(records), computed_tokens=len(request.tokens))
         return records, len(request.tokens), reply.forward_s
 
-    def _count(self, **more: int) -> None:
+    def _count(self, **more: float) -> None:
         with self._lock:
+            if self._closed:
+                return
             for name, value in more.items():
                 setattr(self.counts, name, getattr(self.counts, name) + value)
 

@@ -110,7 +110,7 @@ def saved_s(
         cache: where the measurement of an earlier job is kept.
         fingerprints: of the job's roles.
         counts: the job's `SourceCounts`.
-        teacher_s: device-seconds that the roles worked for the job.
+        teacher_s: device-seconds that the roles worked for the job's answers, and for no other's.
     """
     roles = hashlib.sha256("".join(sorted(fingerprints.values())).encode()).hexdigest()
     name = f"seconds-a-token-{roles}"

@@ -3,11 +3,12 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
 from orchestrator.evaluation.paths import number_at
+from orchestrator.events import Used
 from orchestrator.series.journal import Journal
 
 from .journal import Entry, Kind, State, states_of
@@ -17,10 +18,10 @@ from .spec import BudgetSpec, GoalSpec
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What trials have used."""
+    """What trials have used, whatever became of them."""
 
     tokens: float
-    device_s: float
+    device_s: float  # of students, and of roles for them
     hours: float
 
 
@@ -38,6 +39,7 @@ class Board:
         known = states_of(journal.entries)
         wanted = known if numbers is None else numbers
         self._states = {number: known[number] for number in wanted}
+        self._heard: dict[int, tuple[str, Used]] = {}  # trial -> (run, what it uses), not written
         self._life_s = max((entry.at_s for entry in journal.entries), default=0.0)
         self._began = time.monotonic()
 
@@ -61,21 +63,42 @@ class Board:
             self._states[number] = state
             return state
 
+    def began(self, number: int, run_id: str, used: Used) -> None:
+        """Write down that a run of a trial begins, or goes on, and what it counts from."""
+        with self._lock:
+            self.settle(number)
+            self.note("began", number, run_id=run_id, used=asdict(used))
+
+    def uses(self, number: int, run_id: str, used: Used) -> None:
+        """What a run has used by now, which is told too often to be written down each time."""
+        with self._lock:
+            entry = Entry("used", number, 0.0, run_id=run_id, used=asdict(used))
+            self._states[number] = self._states[number].after(entry)
+            self._heard[number] = (run_id, used)
+
+    def settle(self, number: int) -> None:
+        """Write down what was heard last of a trial's use."""
+        with self._lock:
+            if (heard := self._heard.pop(number, None)) is not None:
+                self.note("used", number, run_id=heard[0], used=asdict(heard[1]))
+
+    @property
+    def ends(self) -> int:
+        """How often a trial has ended; one that failed may have ended before."""
+        with self._lock:
+            return sum(entry.kind == "ended" for entry in self._journal.entries)
+
     @property
     def life_s(self) -> float:
         """Seconds that the search has run, over all its sessions."""
         return self._life_s + time.monotonic() - self._began
 
-    def spent(self, pool_s: float) -> Spent:
-        """What runs that are over have used.
-
-        Args:
-            pool_s: device-seconds of a pool that all trials share.
-        """
-        summaries = [each for state in self.states for each in state.summaries.values()]
+    def spent(self) -> Spent:
+        """What trials have used until now, those that were stopped, failed or run included."""
+        used = [state.used for state in self.states]
         return Spent(
-            sum(number_at(each, "tokens") or 0.0 for each in summaries),
-            pool_s + sum(number_at(each, "cost.student_device_s") or 0.0 for each in summaries),
+            sum(each.tokens for each in used),
+            sum(each.student_s + each.teacher_s for each in used),
             self.life_s / 3600,
         )
 

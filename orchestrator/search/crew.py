@@ -7,13 +7,14 @@ and scheduler come to know what they knew.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.errors import Interrupted
-from orchestrator.events import Evaluated, Event, JobStarted
+from orchestrator.events import CheckpointWritten, Evaluated, Event, JobStarted, StepDone
 from orchestrator.series.drivers import Drivers, Lane
 from orchestrator.spec import JobSpec
 
@@ -23,6 +24,8 @@ from .spec import STEP, SearchSpec, goal_name
 
 LISTEN_S = 1.0
 """Between requests to stop: a job that is only coming up has not heard the one before."""
+SHOWN_S = 0.5
+"""Between two looks at what a trial has used; its steps may be shorter."""
 
 
 class Exchange(Protocol):
@@ -81,9 +84,12 @@ class Crew:
         self._known = threading.Condition()
         self._queue: deque[int] = deque()
         self._unwanted: set[int] = set()
+        self._taken: set[int] = set()  # trials that are queued, run, or failed in this life
         self._current: dict[int, int] = {}  # lane -> trial
         self._lanes: dict[int, Lane] = {}
         self._stopping = self._closed = False
+        self._running: dict[int, str] = {}  # trial -> its run
+        self._shown_at = 0.0
         self.steps: dict[int, int] = {}  # of each trial's run, once it is known
         self.broken: BaseException | None = None
         self._threads = [
@@ -137,8 +143,10 @@ class Crew:
         if not state.over:
             with self._known:
                 self._unwanted.discard(number)
-                self._queue.append(number)
-                self._known.notify_all()
+                if number not in self._taken:  # else its driver died, and begins again
+                    self._taken.add(number)
+                    self._queue.append(number)
+                    self._known.notify_all()
             return
         if state.status == "stopped":
             *earlier, (step, value) = state.results
@@ -210,7 +218,7 @@ class Crew:
             return
         with self._known:
             self._current.pop(lane, None)
-        self._conclude(number, cause)
+        self._conclude(number, cause, paused=trial.pause_at is not None)
 
     def _attempt(self, trial: TrialJobs, place: int, job: JobSpec, lane: Lane) -> None:
         """One run of a job, from its newest checkpoint where an earlier attempt left one."""
@@ -221,16 +229,22 @@ class Crew:
         run_id = run_id if resume else self._drivers.new_run_id(job.name)
         self._board.note("run", number, place=place, run_id=run_id)
         self._changed()
-        summary = lane.run([job], [run_id], resume=resume, pause_at=trial.pause_at)
+        try:
+            summary = lane.run([job], [run_id], resume=resume, pause_at=trial.pause_at)
+        finally:
+            self._board.settle(number)
         kind: Kind = "paused" if summary["status"] == "paused" else "ran"
         self._board.note(kind, number, place=place, run_id=run_id, summary=summary)
 
     def _forget(self, number: int, place: int) -> None:
         self._board.note("run", number, place=place, run_id="")
 
-    def _conclude(self, number: int, cause: str | None) -> None:
+    def _conclude(self, number: int, cause: str | None, *, paused: bool) -> None:
+        """A run or its leg has ended; of a leg more may have been decided already."""
         state = self._board.state(number)
-        if cause is None and state.status == "paused":
+        if cause is None and paused:
+            with self._known:
+                self._taken.discard(number)
             self._exchange.post(number, {STEP: state.step}, last=True)
             self._changed()
             return
@@ -271,12 +285,26 @@ class Crew:
 
     def _hear(self, lane: int, event: Event) -> None:
         number = self._current.get(lane)
-        if number is not None and isinstance(event, JobStarted):
-            self.steps[number] = event.steps
-            self._changed()
-        if number is not None and isinstance(event, Evaluated):
-            self._measured(number, event)
+        if number is not None:
+            self._told(number, event)
         self._on_event(event)
+
+    def _told(self, number: int, event: Event) -> None:
+        """What a trial's run says of itself."""
+        match event:
+            case JobStarted(run_id=run_id, steps=steps, used=used):
+                self.steps[number], self._running[number] = steps, run_id
+                self._board.began(number, run_id, used)
+                self._changed()
+            case StepDone(used=used) | CheckpointWritten(used=used):
+                self._board.uses(number, self._running[number], used)
+                if time.monotonic() - self._shown_at >= SHOWN_S:
+                    self._shown_at = time.monotonic()
+                    self._changed()
+            case Evaluated():
+                self._measured(number, event)
+            case _:
+                pass
 
     def _measured(self, number: int, event: Evaluated) -> None:
         """A measurement on the way: the one at the end comes with the trial's end."""
@@ -285,6 +313,7 @@ class Crew:
         value = value_at({"evaluation": event.evaluation}, self._spec.metric)
         if value is None or event.step <= self._board.state(number).step:
             return
+        self._board.settle(number)
         self._board.note("result", number, step=event.step, value=value)
         self._exchange.post(number, {STEP: event.step, goal_name(0): value})
         self._changed()

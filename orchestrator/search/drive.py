@@ -6,14 +6,16 @@ Promises: what lanes, journal and searcher are is the same for both.
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.events import Event, Warned
 from orchestrator.spec.paths import absolute_paths
 
 from .board import Board
-from .crew import Crew, TrialJobs
+from .crew import Crew, Exchange, TrialJobs
 from .deciders import decider_of
 from .plan import Search, key_of, trial_job
 from .rounds import Decider
@@ -68,8 +70,57 @@ def drive(
         Whether it was interrupted.
     """
     decider = decider_of(search)
-    if decider is not None:
-        return _in_rounds(search, board, skipped, jobs_of, drivers, lanes, telling, decider)
+    if decider is None:
+        choosing = _by_ray_tune(search, lanes, steps, storage)
+    else:
+        choosing = _in_rounds(search, board, lanes, telling, decider)
+    with choosing as way:
+        crew = Crew(
+            search.spec,
+            board,
+            jobs_of,
+            drivers,
+            way.exchange,
+            lanes,
+            telling.event,
+            telling.changed,
+        )
+        suggestions = _suggestions(search, board, skipped, crew, telling, way.extra)
+        crew.start()
+        chooser = way.choose(crew, suggestions)
+        interrupted = _wait(crew, chooser, way.let_go, telling)
+        crew.close()
+    for error in (crew.broken, chooser.broken):
+        if error is not None:
+            raise error
+    return interrupted
+
+
+class Chooser(Protocol):
+    """What chooses and stops trials, in a thread of its own."""
+
+    broken: BaseException | None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether it has ended, after at most so many seconds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How trials are chosen."""
+
+    exchange: Exchange
+    choose: Callable[[Crew, "Suggestions"], Chooser]
+    """Begins to."""
+    let_go: Callable[[], None] = lambda: None
+    """Called once the search is to stop."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """What each suggestion says besides the trial's number."""
+
+
+@contextmanager
+def _by_ray_tune(search: Search, lanes: int, steps: int | None, storage: str) -> Iterator[Way]:
     import ray
 
     from .exchange import start_exchange
@@ -78,49 +129,33 @@ def drive(
     name = f"exchange-{uuid.uuid4().hex[:8]}"
     actor = start_exchange(name)
     exchange = RayExchange(actor)
-    crew = Crew(
-        search.spec, board, jobs_of, drivers, exchange, lanes, telling.event, telling.changed
-    )
     extra = {"exchange": name, "goals": len(search.spec.goals)}
-    suggestions = _suggestions(search, board, skipped, crew, telling, extra)
+
+    def choose(crew: Crew, suggestions: "Suggestions") -> Tuning:
+        return Tuning(search.spec, suggestions, crew, lanes, steps, storage)
+
     try:
-        crew.start()
-        tuning = Tuning(search.spec, suggestions, crew, lanes, steps, storage)
-        interrupted = _wait(crew, tuning, exchange.close, telling)
-        crew.close()
+        yield Way(exchange, choose, exchange.close, extra)
     finally:
         ray.kill(actor)
         shutil.rmtree(storage, ignore_errors=True)
-    return _ended(interrupted, crew, tuning)
 
 
+@contextmanager
 def _in_rounds(
-    search: Search,
-    board: Board,
-    skipped: Sequence[int],
-    jobs_of: Callable[[int], TrialJobs],
-    drivers: "Drivers",
-    lanes: int,
-    telling: Telling,
-    decider: Decider,
-) -> bool:
+    search: Search, board: Board, lanes: int, telling: Telling, decider: Decider
+) -> Iterator[Way]:
     """The same without Ray Tune."""
-    whistle = Whistle()
-    crew = Crew(
-        search.spec, board, jobs_of, drivers, whistle, lanes, telling.event, telling.changed
-    )
-    suggestions = _suggestions(search, board, skipped, crew, telling, {})
-    goals = search.spec.goals
-    crew.start()
+    whistle, goals = Whistle(), search.spec.goals
 
-    def umpire() -> Umpire:
-        changed, stopping = telling.changed, lambda: crew.stopping
-        return Umpire(goals, board, decider, suggestions, whistle, lanes, changed, stopping)
+    def choose(crew: Crew, suggestions: "Suggestions") -> Rounds:
+        def umpire() -> Umpire:
+            changed, stopping = telling.changed, lambda: crew.stopping
+            return Umpire(goals, board, decider, suggestions, whistle, lanes, changed, stopping)
 
-    rounds = Rounds(umpire, crew)
-    interrupted = _wait(crew, rounds, lambda: None, telling)
-    crew.close()
-    return _ended(interrupted, crew, rounds)
+        return Rounds(umpire, crew)
+
+    yield Way(whistle, choose)
 
 
 def _suggestions(
@@ -129,7 +164,7 @@ def _suggestions(
     skipped: Sequence[int],
     crew: Crew,
     telling: Telling,
-    extra: dict[str, Any],
+    extra: Mapping[str, Any],
 ) -> "Suggestions":
     from .suggest import Suggestions, Tried
 
@@ -147,16 +182,6 @@ def _suggestions(
         return crew.stopping or telling.used_up()
 
     return Suggestions(search, known, skipped, enough, begin, extra)
-
-
-class Chooser(Protocol):
-    """What chooses and stops trials, in a thread of its own."""
-
-    broken: BaseException | None
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after at most so many seconds."""
-        ...
 
 
 class Rounds:
@@ -196,10 +221,3 @@ def _wait(crew: Crew, chooser: Chooser, close: Callable[[], None], telling: Tell
         except KeyboardInterrupt:
             telling.event(Warned("search", "stopping after this step"))
             crew.stop()
-
-
-def _ended(interrupted: bool, crew: Crew, chooser: Chooser) -> bool:
-    for error in (crew.broken, chooser.broken):
-        if error is not None:
-            raise error
-    return interrupted

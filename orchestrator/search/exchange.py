@@ -24,11 +24,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What a trial hears: numbers by name, or why there will be none."""
+    """What a trial hears: numbers by name, or that there will be none."""
 
     numbers: dict[str, float]
     last: bool = False
-    error: str | None = None
+    failed: bool = False
 
 
 @ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)  # type: ignore[call-overload]

@@ -2,15 +2,18 @@
 the file."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestrator.events import Used
 from orchestrator.series.journal import Journal
 
 from .space import Settings, Values
 
-Kind = Literal["trial", "leg", "run", "result", "paused", "ran", "ended"]
+Kind = Literal[
+    "trial", "leg", "run", "began", "used", "result", "paused", "ran", "ended", "registered"
+]
 Status = Literal["waiting", "running", "paused", "done", "stopped", "failed"]
 """`stopped`: by the scheduler, because others were better; `paused`: until a round is over."""
 
@@ -35,6 +38,9 @@ class Entry:
     step: int = 0  # of a result
     value: float = 0.0  # of a result
     summary: Mapping[str, Any] = field(default_factory=dict)  # of a run that is over, or a pause
+    used: Mapping[str, float] = field(
+        default_factory=dict
+    )  # `Used` of a run, as it began or by now
     status: str = ""  # of an end
     error: str | None = None  # of one that failed
 
@@ -71,6 +77,11 @@ class State:
         default_factory=dict
     )  # of runs that are over
     legs: tuple[Leg, ...] = ()  # of a search in rounds
+    used: Used = field(
+        default_factory=Used
+    )  # by all its runs, work that was lost and done again included
+    readings: Mapping[str, Used] = field(default_factory=dict)  # run id -> the latest of its `Used`
+    registered: str = ""  # run whose student is in the registry
     error: str | None = None
 
     @property
@@ -106,8 +117,14 @@ class State:
                 runs = {**self.runs, entry.place: entry.run_id}
                 legs = self._with_last(run_id=entry.run_id)
                 return replace(self, status="running", runs=runs, legs=legs, error=None)
+            case "began":
+                return self._read(entry.run_id, Used(**entry.used), first=True)
+            case "used":
+                return self._read(entry.run_id, Used(**entry.used))
             case "paused":
-                return replace(self, status="paused", legs=self._with_last(summary=entry.summary))
+                found = self._read(entry.run_id, used_of(entry.summary))
+                legs = self._with_last(summary=entry.summary)
+                return replace(found, status="paused", legs=legs)
             case "result":
                 fresh = entry.step > self.step
                 return (
@@ -116,13 +133,42 @@ class State:
                     else self
                 )
             case "ran":
-                return replace(self, summaries={**self.summaries, entry.place: entry.summary})
+                found = self._read(entry.run_id, used_of(entry.summary))
+                return replace(found, summaries={**self.summaries, entry.place: entry.summary})
+            case "registered":
+                return replace(self, registered=entry.run_id)
             case "ended":
                 status: Any = entry.status
                 return replace(self, status=status, error=entry.error)
 
+    def _read(self, run_id: str, now: Used, *, first: bool = False) -> "State":
+        """The state once a run says what it has used.
+
+        A run's numbers go back where it goes on from a checkpoint: what grew before stays counted.
+        What a run begins with is not its own: it starts from a checkpoint of another.
+        """
+        before = self.readings.get(run_id, now if first else Used())
+        growth = [
+            total + max(0, new - old)
+            for total, new, old in zip(
+                astuple(self.used), astuple(now), astuple(before), strict=True
+            )
+        ]
+        return replace(self, used=Used(*growth), readings={**self.readings, run_id: now})
+
     def _with_last(self, **facts: Any) -> tuple[Leg, ...]:
         return (*self.legs[:-1], replace(self.legs[-1], **facts)) if self.legs else ()
+
+
+def used_of(summary: Mapping[str, Any]) -> Used:
+    """What a run that is over, or pauses, has used."""
+    cost, cache = summary.get("cost", {}), summary.get("cache", {})
+    return Used(
+        int(summary.get("tokens", 0)),
+        float(cost.get("student_device_s", 0.0)),
+        float(cost.get("teacher_device_s", 0.0)),
+        int(cache.get("misses", 0)),
+    )
 
 
 def states_of(entries: Iterable[Entry]) -> dict[int, State]:

@@ -82,8 +82,13 @@ def history(search: Search, states: Sequence[State]) -> bytes | None:
 
 
 def parallel(search: Search, states: Sequence[State]) -> bytes | None:
-    """A line a trial over all fields that every trial has; the better, the darker."""
+    """A line a trial over all fields that every trial has; the better, the darker.
+
+    None for a population, whose numbers change from leg to leg.
+    """
     measured = [each for each in _measured(search, states) if each[0].values]
+    if any(leg.numbers for state, _ in measured for leg in state.legs):
+        return None
     names = [path for path in search.spec.space if all(path in s.values for s, _ in measured)]
     if len(measured) < 2 or not names:
         return None

@@ -21,11 +21,12 @@ from orchestrator.errors import Interrupted, SpecError, StillhouseError
 from orchestrator.events import Event, Phase
 from orchestrator.series import folder as folders
 from orchestrator.series.folder import Folder, local_storage
+from orchestrator.series.rest import send_rest
 from orchestrator.spec import JobSpec
 from orchestrator.spec.job import EphemeralPool, StandingPool, TrackingSpec
 from orchestrator.spec.paths import absolute_paths
 
-from .board import Board, best_of, goal_values, used_up
+from .board import Board, best_of, front_of, goal_values, used_up
 from .deciders import decider_of
 from .drive import drive
 from .importance import importance
@@ -36,7 +37,7 @@ from .plan import Search, check_search, key_of, settings_of, trial_job, trials_o
 from .progress import OnEvent, SearchProgress, TrialLine
 from .space import Settings
 from .table import computed_by, shown_values
-from .write import write_results
+from .write import best_job, write_results
 
 if TYPE_CHECKING:
     from orchestrator.planner.capacity import Inventory
@@ -101,10 +102,11 @@ def run_search(
         status = "failed"
         try:
             interrupted = _work(search, jobs, folder, board, skipped, parallel, on_event, tracker)
-            result = _conclude(search, folder, board, tracker, first)
+            result = _conclude(search, folder, board, tracker, None if interrupted else first)
             status = "interrupted" if interrupted else "finished"
         finally:
-            tracker.finish(status)
+            if tracker.finish(status).complete:
+                send_rest(folder, (each.run_id for each in journal.entries), first.tracking.uri)
     if interrupted:
         over = sum(state.over for state in result.trials)
         raise Interrupted(
@@ -190,10 +192,11 @@ def _work(
     try:
         lanes = lanes_for(jobs[0], inventory(), parallel or search.spec.concurrency)
         total = trials_of(search.spec)
-        with _texts_and_pool(jobs, on_event) as pool:
+        seed = (search.spec.seeds or [jobs[0].seed])[0]
+        with _texts_and_pool(jobs, seed, on_event) as pool:
             from orchestrator.series.sessions import sessions
 
-            telling = Telling(search, board, on_event, tracker, pool)
+            telling = Telling(search, board, on_event, tracker)
             return drive(
                 search,
                 board,
@@ -214,7 +217,7 @@ def _nothing_left(search: Search, board: Board) -> bool:
     total, states = trials_of(search.spec), board.states
     over = sum(state.over for state in states)
     begun = over == len(states)
-    spent = used_up(search.spec.budget, board.spent(0.0)) is not None
+    spent = used_up(search.spec.budget, board.spent()) is not None
     return begun and bool(states) and (spent or (total is not None and over >= total))
 
 
@@ -250,8 +253,13 @@ def lanes_for(job: JobSpec, inventory: "Inventory", parallel: int | None) -> int
 
 
 @contextmanager
-def _texts_and_pool(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["Pool | None"]:
-    """One pool for all trials, which ends with the block; None where jobs find one, or ask none."""
+def _texts_and_pool(
+    jobs: Sequence[JobSpec], seed: int, on_event: OnEvent
+) -> Iterator["Pool | None"]:
+    """One pool for all trials, which ends with the block; None where jobs find one, or ask none.
+
+    A role with fresh weights gets those of `seed`, as it does in a run of the best job.
+    """
     from orchestrator.pool import Pool, PoolPlan, readings
     from orchestrator.session import Session
 
@@ -270,7 +278,7 @@ def _texts_and_pool(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator["Poo
             roles,
             restarts=first.pool.restarts,
             deterministic=first.deterministic,
-            seed=first.seed,
+            seed=seed,
             readings={name: each for job in jobs for name, each in readings(job).items()},
         )
     )
@@ -292,10 +300,9 @@ class Telling:
         board: Board,
         on_event: OnEvent,
         tracker: "Tracker | None",
-        pool: "Pool | None",
     ) -> None:
         self._search, self._board, self._on_event = search, board, on_event
-        self._tracker, self._pool = tracker, pool
+        self._tracker = tracker
         self._recorded = 0
         self._one_at_a_time = threading.RLock()
         self.steps: Mapping[int, int] = {}
@@ -307,13 +314,7 @@ class Telling:
 
     def used_up(self) -> bool:
         """Whether a limit of the budget is reached."""
-        return used_up(self._search.spec.budget, self._board.spent(self._pool_s())) is not None
-
-    def _pool_s(self) -> float:
-        if self._pool is None or self._search.spec.budget.device_s is None:
-            return 0.0
-        roles = self._pool.status()["roles"].values()
-        return sum(each.get("busy_s", 0.0) for role in roles for each in role["replicas"])
+        return used_up(self._search.spec.budget, self._board.spent()) is not None
 
     def changed(self) -> None:
         """Something has happened to a trial."""
@@ -322,17 +323,16 @@ class Telling:
             self._record()
 
     def _record(self) -> None:
-        """The best so far, by the number of trials that are over."""
-        states = self._board.states
-        over = sum(state.over or state.status == "failed" for state in states)
-        best = best_of(states, self._search.spec.goals)
-        if self._tracker is None or best is None or over <= self._recorded:
+        """The best so far, by how often a trial has ended."""
+        ends = self._board.ends
+        best = best_of(self._board.states, self._search.spec.goals)
+        if self._tracker is None or best is None or ends <= self._recorded:
             return
-        self._recorded = over
+        self._recorded = ends
         values = goal_values(best, self._search.spec.goals)
         named = zip(self._search.spec.goals, values, strict=True)
         self._tracker.metrics(
-            over, {f"best/{goal.metric}": value for goal, value in named if value is not None}
+            ends, {f"best/{goal.metric}": value for goal, value in named if value is not None}
         )
 
 
@@ -340,9 +340,10 @@ def progress_of(search: Search, board: Board, steps: Mapping[int, int]) -> Searc
     """Where a search stands."""
     states, goals, budget = board.states, search.spec.goals, search.spec.budget
     best = best_of(states, goals)
-    spent = board.spent(0.0)
+    spent = board.spent()
     limits = (
         ("tokens", spent.tokens, budget.tokens),
+        ("device_s", spent.device_s, budget.device_s),
         ("hours", spent.hours, budget.hours),
     )
     return SearchProgress(
@@ -356,7 +357,7 @@ def progress_of(search: Search, board: Board, steps: Mapping[int, int]) -> Searc
 
 
 def _line_of(search: Search, state: State, steps: int | None) -> TrialLine:
-    final = goal_values(state, search.spec.goals)[0] if state.status == "done" else None
+    final = goal_values(state, search.spec.goals)[0]  # over the seeds that are done, of several
     latest = state.results[-1][1] if state.results else None
     done = max((int(each.get("steps", 0)) for each in state.summaries.values()), default=0)
     return TrialLine(
@@ -399,26 +400,59 @@ def _said(distribution: Any) -> str:
 
 
 def _conclude(
-    search: Search, folder: Folder, board: Board, tracker: "Tracker", job: JobSpec
+    search: Search, folder: Folder, board: Board, tracker: "Tracker", over: JobSpec | None
 ) -> SearchResult:
-    """The files, and what tracking is told of the end."""
-    states = board.states
-    best = best_of(states, search.spec.goals)
-    matters = importance(search, states)
+    """The files, and what tracking is told of the end.
+
+    Args:
+        search: that has run.
+        folder: of the search.
+        board: what is known.
+        tracker: of the search's run.
+        over: a trial's job, whose best student is registered; None: the search is to go on.
+    """
+    states, goals = board.states, search.spec.goals
+    best = best_of(states, goals)
+    # What a member of a population began with says little of what it came to.
+    changed = any(leg.numbers for state in states for leg in state.legs)
+    matters = {} if changed else importance(search, states)
     for file in write_results(folder.path, search, board, matters):
         tracker.artifact(file)
     tracker.tags({f"search.importance.{name}": f"{share:.3f}" for name, share in matters.items()})
     if best is not None:
         tracker.tags({"search.best": str(best.number), "search.best.run": best.runs[0]})
-        if job.tracking.register_as is not None:
-            export = _local_export(folder, best)
-            tracker.register_student(export, job.tracking.register_as)
+        if len(goals) > 1:
+            front = [str(state.number) for state in front_of(states, goals)]
+            tracker.tags({"search.front": ", ".join(front)})
+        if over is not None:
+            _register(search, folder, board, tracker, best, over.tracking.register_as)
     failed = {state.number: state.error or "" for state in states if state.status == "failed"}
     if best is None and failed and len(failed) == len(states):
         raise StillhouseError(
             f"every trial of search {search.name!r} failed, the first: {failed[min(failed)]}"
         )
     return SearchResult(folder.path, tuple(states), best, failed)
+
+
+def _register(
+    search: Search,
+    folder: Folder,
+    board: Board,
+    tracker: "Tracker",
+    best: State,
+    name: str | None,
+) -> None:
+    """The best trial's student in the registry, with its job; once for each run that is best."""
+    if name is None or best.registered == best.runs[0]:
+        return
+    facts = {
+        "search": search.name,
+        "search.trial": str(best.number),
+        "search.run": best.runs[0],
+        "search.job": best_job(search, board.state, best.number),
+    }
+    tracker.register_student(_local_export(folder, best), name, facts)
+    board.note("registered", best.number, run_id=best.runs[0])
 
 
 def _local_export(folder: Folder, best: State) -> Path:

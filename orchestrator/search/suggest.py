@@ -257,7 +257,9 @@ class Suggestions(Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         if trial_id in self._ids:
-            self._draws.complete(self._ids[trial_id], result, error)
+            value = math.nan if result is None else result.get(goal_name(0), math.nan)
+            failed = error or not math.isfinite(value)
+            self._draws.complete(self._ids[trial_id], None if failed else result, failed)
 
     def save(self, checkpoint_path: str) -> None:
         open(checkpoint_path, "wb").close()  # a resume reads the search's own journal

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .board import best_of, front_of, goal_values
@@ -42,6 +43,7 @@ def _plain(state: State, goals: Sequence[GoalSpec]) -> dict[str, Any]:
         "runs": [state.runs[place] for place in sorted(state.runs)],
         **({"legs": [_leg(leg) for leg in state.legs]} if state.legs else {}),
         "computed": computed_by(state),
+        "used": asdict(state.used),
         "error": state.error,
     }
 
@@ -65,9 +67,7 @@ def _lineage(states: Sequence[State], best: State) -> list[dict[str, Any]]:
 
 def computed_by(state: State) -> int:
     """Answers that the pool computed for a trial's runs; all others were known."""
-    summaries = [*state.summaries.values(), *(leg.summary for leg in state.legs)]
-    caches = [summary.get("cache", {}) for summary in summaries]
-    return sum(int(cache.get("misses", 0)) for cache in caches)
+    return state.used.computed
 
 
 def as_markdown(search: Search, states: Sequence[State]) -> str:
@@ -77,6 +77,9 @@ def as_markdown(search: Search, states: Sequence[State]) -> str:
     lines = [f"# {search.name}", "", f"{spec.mode} {spec.metric}; {len(states)} trials", ""]
     lines += [_line(head), _line(["--:", ":--", *["--:"] * (len(head) - 2)])]
     lines += [_line(row) for row in rows]
+    if len(spec.goals) > 1 and (front := front_of(states, spec.goals)):
+        numbers = ", ".join(str(state.number) for state in front)
+        lines += ["", f"Pareto front, trials that no other beats: {numbers}"]
     failed = [state for state in states if state.status == "failed"]
     if failed:
         lines += ["", *(f"- trial {state.number} failed: {state.error}" for state in failed)]
@@ -103,8 +106,12 @@ def in_order(states: Sequence[State], goals: Sequence[GoalSpec]) -> list[State]:
 
 
 def shown_values(state: State) -> dict[str, str]:
-    """What is tried in a trial, as people read it; a fixed one shows what it sets."""
-    found = state.values or state.settings
+    """What is tried in a trial, as people read it; a fixed one shows what it sets.
+
+    Of a member of a population, the numbers of its present leg.
+    """
+    numbers = state.legs[-1].numbers if state.legs else {}
+    found = numbers or state.values or state.settings
     return {name: text_of(value) for name, value in found.items()}
 
 

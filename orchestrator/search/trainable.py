@@ -1,7 +1,8 @@
 """A trial as Ray Tune sees it: it says that it begins, and passes results on. Loads no torch.
 
 The job is run by one of the search's lanes; stopping the trial is telling the exchange that nobody
-waits for it any more. The process is used again for the next trial.
+waits for it any more. The process is used again for the next trial. One that dies is started anew
+by Ray Tune, and hears the trial's news again, from the first on.
 """
 
 import math
@@ -12,10 +13,6 @@ from ray import tune
 
 from .exchange import NAMESPACE, News
 from .spec import STEP, goal_name
-
-
-class TrialFailed(Exception):
-    """The trial's job failed for good; the search goes on."""
 
 
 class Trial(tune.Trainable):
@@ -33,12 +30,10 @@ class Trial(tune.Trainable):
             ray.get(self._exchange.say.remote("begin", self._number))
         news: News | None = ray.get(self._exchange.news.remote(self._number, self._heard))
         self._heard += 1
-        if news is None:  # the search is stopping; nobody looks at these numbers
+        if news is None or news.failed:  # or the search is stopping, and nobody looks at these
             self._over = True
             return {STEP: 0, **self._nothing, "done": True}
-        self._over = news.last or news.error is not None
-        if news.error is not None:
-            raise TrialFailed(news.error)
+        self._over = news.last
         return {**news.numbers, "done": news.last}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

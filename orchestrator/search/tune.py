@@ -25,6 +25,8 @@ START_S = 600.0
 ON_THE_HEAD = "node:__internal_head__"
 """A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
 MANY = 10**6
+DEATHS = 3
+"""Times that the driver of one trial is started anew."""
 
 
 class RayExchange:
@@ -46,7 +48,8 @@ class RayExchange:
         ray.get(self._actor.post.remote(trial, News(dict(numbers), last)), timeout=CALL_S)
 
     def fail(self, trial: int, error: str) -> None:
-        ray.get(self._actor.post.remote(trial, News({}, True, error)), timeout=CALL_S)
+        # Not an exception over there: Ray Tune would take it for a driver that died.
+        ray.get(self._actor.post.remote(trial, News({}, True, failed=True)), timeout=CALL_S)
 
     def close(self) -> None:
         """Let go of every trial that waits."""
@@ -106,6 +109,7 @@ class Tuning:
                 name="tune",
                 storage_path=storage,
                 stop=_Stopped(lambda: crew.stopping),
+                failure_config=tune.FailureConfig(max_failures=DEATHS),
                 verbose=0,
             ),
         )

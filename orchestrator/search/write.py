@@ -14,7 +14,7 @@ from .plan import Search
 from .report import as_page
 from .table import as_markdown, as_plain
 
-TABLE, PAGE, PLAIN, BEST = "trials.md", "report.html", "search.json", "best.yaml"
+TABLE, PAGE, PLAIN, BEST = "trials.md", "report.html", "trials.json", "best.yaml"
 
 
 def write_results(

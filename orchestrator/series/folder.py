@@ -1,8 +1,8 @@
 """The folder of many jobs: what they are, what they have done, and what came out.
 
 Holds `<kind>.yaml` (as it runs), `<kind>.json` (the run id of the whole), `journal.jsonl`, `runs/`
-(of the jobs), `tracking/` and what is written in the end. A folder whose file differs from the one
-that is asked for is refused with the difference.
+(of the jobs), `tracking/` and, under other names, what is written in the end. A folder whose file
+differs from the one that is asked for is refused with the difference.
 """
 
 import difflib

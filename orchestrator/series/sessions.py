@@ -50,7 +50,8 @@ def sessions(pool: Pool | None = None) -> Drivers:
 
     @contextmanager
     def opened(jobs: Sequence[JobSpec], on_event: OnEvent) -> Iterator[SessionDriver]:
-        with Session(jobs, on_event, pool) as session:
+        # What is not sent aside, `send_rest` sends when all jobs are over.
+        with Session(jobs, on_event, pool, sends_aside=True) as session:
             yield SessionDriver(session, on_event)
 
     return Drivers(opened, new_run_id, can_resume)

@@ -32,6 +32,7 @@ class DeskActor:
         self._jobs: list[StudentJob] = []
         self._outcomes: dict[int, Outcome] = {}
         self._events: list[Event] = []
+        self._heard = 0  # events that the driver has dealt with
         self._closed = False
         self._stop = False
         self._furthest: dict[int, int] = {}
@@ -69,12 +70,22 @@ class DeskActor:
     async def stop_requested(self) -> bool:
         return self._stop
 
-    async def post(self, index: int, events: list[Event], step: int) -> None:
-        """Rank 0 tells what happened, in order; `step` is the number of steps done."""
+    async def post(self, index: int, events: list[Event], step: int) -> int:
+        """Rank 0 tells what happened, in order; `step` is the number of steps done.
+
+        Returns:
+            Events that were ever told.
+        """
         async with self._changed:
             self._events.extend(events)
             self._furthest[index] = max(step, self._furthest.get(index, 0))
             self._changed.notify_all()
+            return len(self._events)
+
+    async def heard(self, events: int) -> None:
+        """Return once the driver has dealt with so many events, or wants no more jobs."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._heard >= events or self._closed)
 
     async def furthest(self, index: int) -> int:
         """Most steps a job has ever done, lost work included."""
@@ -97,8 +108,13 @@ class DeskActor:
     async def watch(
         self, index: int, seen: int, timeout_s: float
     ) -> tuple[list[Event], Outcome | None]:
-        """Events after the first `seen`, and the outcome; waits up to `timeout_s` for news."""
+        """Events after the first `seen`, and the outcome; waits up to `timeout_s` for news.
+
+        Whoever asks has dealt with those first ones.
+        """
         async with self._changed:
+            self._heard = max(self._heard, seen)
+            self._changed.notify_all()
             try:
                 await asyncio.wait_for(
                     self._changed.wait_for(

@@ -121,7 +121,8 @@ class Questions:
         link = self.source.link
         if link is None:
             return {}
-        return {**dataclasses.asdict(self.source.counts), **dataclasses.asdict(link.counts)}
+        counts = {**dataclasses.asdict(self.source.counts), **dataclasses.asdict(link.counts)}
+        return {name: count for name, count in counts.items() if name != "worked_s"}
 
     def metrics(self) -> dict[str, float]:
         """Gauges of this rank for the step's metrics."""

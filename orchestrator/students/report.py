@@ -53,6 +53,15 @@ class Reporter:
         if self._sent is not None:
             ray.get(self._sent)
 
+    def settle(self) -> None:
+        """Wait until the driver has dealt with everything told so far: it has written it down.
+
+        A run goes on from what comes next, so what was told before would never be told again.
+        """
+        self._post()
+        if self._sent is not None:
+            ray.get(self._desk.heard.remote(ray.get(self._sent)))
+
     def furthest(self) -> int:
         """Most steps this job has ever done, before any restart."""
         return ray.get(self._desk.furthest.remote(self._index))

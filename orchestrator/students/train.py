@@ -7,6 +7,7 @@ Every rank runs `train_student` alike. Collective calls are marked; a decision t
 import logging
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -16,13 +17,14 @@ import torch
 from orchestrator.data import Order, TokenData, collation, prepare
 from orchestrator.errors import CheckpointError, Interrupted
 from orchestrator.evaluation.diagnostics.report import metrics as diagnostic_metrics
-from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone
+from orchestrator.events import CheckpointWritten, Evaluated, JobStarted, StepDone, Used
 from orchestrator.models.families import owed_loss, zero3_leaves
 from orchestrator.models.forward import input_device
 from orchestrator.models.load import Loaded
 from orchestrator.models.trainable import frozen_parts
 from orchestrator.planner.layer_maps import LayerMaps
 from orchestrator.pool.inside import maps_of
+from orchestrator.pool.source import SourceCounts
 from orchestrator.signals.records import RoleDescription
 from strategies.objective import build_objective
 from strategies.progress import Progress
@@ -212,7 +214,8 @@ class Run:
             evaluation = self.evaluate(0, last=True)
             return {"status": "done", "run_id": self.job.run_id, "evaluation": evaluation}
         start = self._restore()
-        self.reporter.event(JobStarted(self.spec.name, self.job.run_id, self.steps), start)
+        began = JobStarted(self.spec.name, self.job.run_id, self.steps, self._used())
+        self.reporter.event(began, start)
         if start == 0 and self.spec.evaluation.before:
             self.evaluate(0)
         self.clock.lap("evaluation")
@@ -242,6 +245,7 @@ class Run:
             "tokens": self.tokens,
             "tokens_per_s": self.tokens / self.loop_s if self.loop_s else 0.0,
             "student_wait_share": self.wait_s / self.loop_s if self.loop_s else 0.0,
+            "used": asdict(self._used()),
             "pool": self._pool_counts(),
             "cache": self._summed(self.questions.cache_counts() if self.questions else {}),
             "evaluation": evaluation,
@@ -284,7 +288,9 @@ class Run:
             done = self.stepper.step(self._progress(step), micros, tell)
             feed.commit(step, micros)
             metrics = self._account(done, time.monotonic() - began)
-            self.reporter.event(StepDone(self.spec.name, step + 1, self.steps, metrics), step + 1)
+            used = self._used(done.told)
+            told = StepDone(self.spec.name, step + 1, self.steps, metrics, used)
+            self.reporter.event(told, step + 1)
             if step == start:
                 self.clock.lap("first_step")
             self._between_steps(step + 1, done.told["stop"] > 0, done.told["by_clock"] > 0)
@@ -311,7 +317,21 @@ class Run:
             "by_clock": float(due and self.rank == 0),
             "waited_s": waited_s,
             "tokens": float(tokens),
+            **self._asked(),
         }
+
+    def _asked(self) -> dict[str, float]:
+        """What roles have done for this rank."""
+        if self.questions is None:
+            return {"worked_s": 0.0, "computed": 0.0}
+        counts = self.questions.source.counts
+        return {"worked_s": counts.worked_s, "computed": float(counts.misses)}
+
+    def _used(self, asked: Mapping[str, float] | None = None) -> Used:
+        """What the run has used. Collective, but where all ranks' `_asked` are given."""
+        asked = sum_over_ranks(self._asked(), self.engine.device) if asked is None else asked
+        student_s = self.world * self.loop_s
+        return Used(self.tokens, student_s, asked["worked_s"], int(asked["computed"]))
 
     def _account(self, done: Stepped, took_s: float) -> dict[str, float]:
         """Add a step to the run's sums; its metrics."""
@@ -335,6 +355,8 @@ class Run:
         if whole and self.changing is not None and done < self.steps:
             self.changing.epoch_over(epoch + 1, self.engine.device)
         best = self._evaluate_during(done)
+        if stop and done < self.until and self.questions is not None:
+            self.questions.source.close()  # so that the checkpoint knows all that was computed
         if best or stop or by_clock or done == self.until or done % every == 0:
             self._write_checkpoint(done)
         if stop and done < self.until:
@@ -398,6 +420,7 @@ class Run:
     # --- checkpoints and evaluation --------------------------------------------------------------
 
     def _write_checkpoint(self, done: int) -> None:
+        self.reporter.settle()
         folder = self.checkpoints.write(
             done,
             self.engine.save,
@@ -409,6 +432,7 @@ class Run:
                 "schedules": self.stepper.schedules,
                 "changing": None if self.changing is None else self.changing.state(),
                 "best": None if self.best is None else asdict(self.best),
+                "asked": None if self.questions is None else asdict(self.questions.source.counts),
             },
             workers=self.world,
             zero=self.spec.training.zero,
@@ -416,7 +440,8 @@ class Run:
             seed=self.spec.seed,
         )
         self._checkpointed_at = time.monotonic()
-        self.reporter.event(CheckpointWritten(self.spec.name, done, folder), done)
+        written = CheckpointWritten(self.spec.name, done, folder, self._used())
+        self.reporter.event(written, done)
 
     def _restore(self) -> int:
         """Go on from the newest checkpoint; the step to begin with. Collective."""
@@ -441,6 +466,8 @@ class Run:
         state = source.read(manifest.step, self.engine.load)
         self.ledger = Ledger.restored(state["consumed"])
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
+        if self.questions is not None and (asked := state.get("asked")) is not None:
+            self.questions.source.counts = SourceCounts(**asked)
         if self.changing is not None:
             self.changing.restore(state["changing"])
         if source is self.checkpoints and (best := state.get("best")) is not None:

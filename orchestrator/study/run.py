@@ -15,6 +15,7 @@ from orchestrator.evaluation.paths import USUAL, paths_of
 from orchestrator.events import Event, JobEnded, Warned
 from orchestrator.series.folder import Folder, local_storage
 from orchestrator.series.journal import Journal
+from orchestrator.series.rest import send_rest
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import nearest
 from orchestrator.spec.job import TrackingSpec
@@ -99,7 +100,8 @@ def run_study(
             result = _conclude(study, plan, folder, journal, causes, tracker)
             status = "interrupted" if interrupted else "finished" if result.holds else "failed"
         finally:
-            tracker.finish(status)
+            if tracker.finish(status).complete:
+                send_rest(folder, (each.run_id for each in journal.entries), first.tracking.uri)
     if interrupted:
         done = len(plan.jobs) - len(result.failed)
         raise Interrupted(

@@ -2,6 +2,7 @@
 
 from .address import Address, address_of, answers, redact
 from .registry import resolve_registry_uri
+from .rest import send_rest
 from .tracker import Tracker
 from .ui import open_ui
 from .uploader import DrainReport, upload
@@ -15,5 +16,6 @@ __all__ = [
     "open_ui",
     "redact",
     "resolve_registry_uri",
+    "send_rest",
     "upload",
 ]

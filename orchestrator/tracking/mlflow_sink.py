@@ -158,7 +158,7 @@ class MlflowSink:
             else:
                 raise SinkRefused(f"{path} is gone")
 
-    def register(self, run: str, path: Path, name: str, key: str) -> str:
+    def register(self, run: str, path: Path, name: str, key: str, tags: Mapping[str, str]) -> str:
         with _translated(f"register {name}"):
             if not path.is_dir():
                 raise SinkRefused(f"{path} is gone")
@@ -170,8 +170,9 @@ class MlflowSink:
             self._client.log_artifacts(run, str(path), folder)
             self._client.log_text(run, _MLMODEL.format(run=run), f"{folder}/MLmodel")
             source = f"{self._client.get_run(run).info.artifact_uri}/{folder}"
+            said = dict(pair for piece in _pieces(tags, _TAG_LENGTH) for pair in piece)
             made = self._client.create_model_version(
-                name, source, run, tags={VERSION_TAG: key}, await_creation_for=30
+                name, source, run, tags={**said, VERSION_TAG: key}, await_creation_for=30
             )
             return f"models:/{name}/{made.version}"
 

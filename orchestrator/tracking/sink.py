@@ -67,7 +67,7 @@ class Sink(Protocol):
         """A file, or a folder's content, into the artifact folder `folder` (None: the top)."""
         ...
 
-    def register(self, run: str, path: Path, name: str, key: str) -> str:
+    def register(self, run: str, path: Path, name: str, key: str, tags: Mapping[str, str]) -> str:
         """An exported student as a new version of `name`; `key` makes it once only. Its URI."""
         ...
 

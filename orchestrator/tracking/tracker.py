@@ -1,6 +1,6 @@
 """What a job tells about itself: written to the spool at once, sent to MLflow by the uploader.
 
-No call here waits for a tracking server, except `finish`, which waits for a bounded time. MLflow
+No call here waits for a tracking server, except `drain` and `finish`, for a bounded time. MLflow
 is not imported by this file. Every kind of record a spool can hold is written here and nowhere
 else.
 """
@@ -139,21 +139,38 @@ class Tracker:
         """
         self._spool.append("artifact", {"path": self._inside(path), "folder": folder})
 
-    def register_student(self, export_folder: str | Path, name: str) -> None:
+    def register_student(
+        self, export_folder: str | Path, name: str, facts: Mapping[str, str] | None = None
+    ) -> None:
         """The exported student as a new version of `name` in the registry (no pickles).
+
+        Args:
+            export_folder: of the student.
+            name: of the registered model.
+            facts: the version's tags.
 
         Raises:
             ValueError: the folder lies outside the run folder, or is not there.
         """
-        self._spool.append("register", {"path": self._inside(export_folder), "name": name})
+        tags = {key: redact(value) for key, value in (facts or {}).items()}
+        path = self._inside(export_folder)
+        self._spool.append("register", {"path": path, "name": name, "tags": tags})
 
     def finish(self, status: Status, deadline_s: float = 60.0) -> DrainReport:
         """Record the end and send what waits, for at most `deadline_s`. No calls after it.
 
         A store that is down raises nothing: the report says where the records are.
         """
+        self.end(status)
+        return self.drain(deadline_s)
+
+    def end(self, status: Status) -> None:
+        """Record the end; what waits is still being sent. No calls after it but `drain`."""
         self._spool.append("status", {"status": status})
         self._spool.close()
+
+    def drain(self, deadline_s: float) -> DrainReport:
+        """Send what waits, for at most `deadline_s`, and no more after that."""
         report = self._uploader.drain(deadline_s)
         self._uploader.stop()
         if not report.complete:

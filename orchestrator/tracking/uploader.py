@@ -256,7 +256,8 @@ class Shipment:
                     sink.artifact(run, self._folder / body["path"], body["folder"])
                 case "register":
                     key = f"export-{record.number}"
-                    uri = sink.register(run, self._folder / body["path"], body["name"], key)
+                    path, tags = self._folder / body["path"], body.get("tags", {})
+                    uri = sink.register(run, path, body["name"], key, tags)
                     known = self._cursor.registered
                     if uri not in known:
                         self._publish(replace(self._cursor, registered=(*known, uri)))

@@ -350,8 +350,10 @@ class ImportedTerm(TermBase):
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:
-        logits = [(role, self.looks_at) for role in self.roles if not role.startswith(PEER)]
-        return (*logits, *((role, "resident") for role in self.residents))
+        told = (role for role in self.roles if not role.startswith(PEER))
+        logits: list[tuple[str, LooksAt]] = [(role, "logits") for role in told]
+        beside: list[tuple[str, LooksAt]] = [(role, "resident") for role in self.residents]
+        return (*logits, *beside)
 
     @property
     def groups(self) -> tuple[int, ...]:

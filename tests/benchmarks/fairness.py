@@ -3,7 +3,7 @@
     python tests/benchmarks/fairness.py
 
 A pool of one replica on Ray serves a small model; each tenant keeps its window full. Shares are
-of tokens answered. The first tenant of weight 1 is idle at first; the last one comes late.
+of tokens answered. The first tenant of weight 1 is there and asks nothing, then comes late.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ import ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from workload import balanced, machine, write_models
+from workload import balanced, machine, table, write_models
 
 from orchestrator.pool import Pool, PoolClient, PoolPlan
 from orchestrator.session import join_ray
@@ -32,7 +32,8 @@ from orchestrator.spec.models import RoleSpec
 
 WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 4.0}
 SAMPLES, LENGTH, WINDOW = 8, 64, 8
-SLICE_S = 0.25
+RATES = (("tokens/s while one is idle", "idle_rate"), ("tokens/s of all four", "rate"))
+PARTS = ("one idle", "first 2 s of the late one", "all four")
 SMALL = replace(balanced(1), teacher_width=96, teacher_layers=2)
 """A forward of one request takes some hundredths of a second."""
 
@@ -50,12 +51,19 @@ class Answers:
 
     def shares(self, begin: float, end: float) -> dict[str, float]:
         """Of what was answered between two moments."""
+        found = self._tokens(begin, end)
+        return {tenant: found[tenant] / (found.total() or 1) for tenant in WEIGHTS}
+
+    def rate(self, begin: float, end: float) -> float:
+        """Tokens a second, of all tenants."""
+        return self._tokens(begin, end).total() / (end - begin)
+
+    def _tokens(self, begin: float, end: float) -> Counter[str]:
         found: Counter[str] = Counter()
         for when, tenant, tokens in self.times:
             if begin <= when < end:
                 found[tenant] += tokens
-        whole = found.total() or 1
-        return {tenant: found[tenant] / whole for tenant in WEIGHTS}
+        return found
 
 
 def _request(tenant: str, number: int, weight: float) -> Request:
@@ -71,13 +79,17 @@ def _request(tenant: str, number: int, weight: float) -> Request:
 
 
 @contextmanager
-def tenant(pool: Pool, name: str, answers: Answers) -> Iterator[None]:
-    """Inside, this tenant keeps its window full."""
+def tenant(
+    pool: Pool, name: str, answers: Answers, comes: threading.Event | None = None
+) -> Iterator[None]:
+    """Inside, this tenant keeps its window full; it asks nothing before `comes` is set."""
     stop = threading.Event()
     client = PoolClient(pool.handle(), name, 64 << 20, WINDOW)
 
     def work() -> None:
         asked = taken = 0
+        while comes is not None and not (comes.wait(0.1) or stop.is_set()):
+            pass
         while not stop.is_set():
             while asked - taken < WINDOW:
                 client.submit(_request(name, asked, WEIGHTS[name]))
@@ -97,34 +109,28 @@ def tenant(pool: Pool, name: str, answers: Answers) -> Iterator[None]:
 
 
 def measure(pool: Pool, seconds: float) -> dict[str, object]:
-    """Shares of all four, of three while one is idle, and how soon the late one had its share."""
-    answers = Answers()
-    with tenant(pool, "b", answers), tenant(pool, "c", answers), tenant(pool, "d", answers):
+    """Shares and tokens a second while one is idle, in the two seconds after it came, and then."""
+    answers, comes = Answers(), threading.Event()
+    with ExitStack() as tenants:
+        for name in WEIGHTS:
+            late = comes if name == "a" else None
+            tenants.enter_context(tenant(pool, name, answers, late))
         time.sleep(2)
         begun = time.monotonic()
         time.sleep(seconds / 2)
         came = time.monotonic()
-        with tenant(pool, "a", answers):
-            time.sleep(2)
-            settled = time.monotonic()
-            time.sleep(seconds)
-            ended = time.monotonic()
+        comes.set()
+        time.sleep(2)
+        settled = time.monotonic()
+        time.sleep(seconds)
+        ended = time.monotonic()
     return {
-        "three": answers.shares(begun, came),
-        "four": answers.shares(settled, ended),
-        "late_s": _share_after(answers, came, settled),
+        "one idle": answers.shares(begun, came),
+        "first 2 s of the late one": answers.shares(came, settled),
+        "all four": answers.shares(settled, ended),
+        "idle_rate": answers.rate(begun, came),
+        "rate": answers.rate(settled, ended),
     }
-
-
-def _share_after(answers: Answers, came: float, until: float) -> float:
-    """Seconds after which the late tenant's share of two seconds was within 5 % of its weight."""
-    wanted = WEIGHTS["a"] / sum(WEIGHTS.values())
-    moment = came
-    while moment < until:
-        if answers.shares(moment, moment + 8 * SLICE_S)["a"] >= 0.95 * wanted:
-            return moment - came
-        moment += SLICE_S
-    return float("nan")
 
 
 def main() -> None:
@@ -149,17 +155,18 @@ def main() -> None:
         print(json.dumps(found, indent=1))
         return
     print(machine())
-    print("| run | " + " | ".join(f"{n} (weight {w:g})" for n, w in WEIGHTS.items()) + " | late |")
+    print("| | run | " + " | ".join(f"{n} (weight {w:g})" for n, w in WEIGHTS.items()) + " |")
     print("|---" * (len(WEIGHTS) + 2) + "|")
-    total = sum(WEIGHTS.values())
-    for index, one in enumerate(found):
-        for what in ("three", "four"):
-            shares: dict[str, float] = one[what]  # type: ignore[assignment]
+    for part in PARTS:
+        for index, one in enumerate(found):
+            shares: dict[str, float] = one[part]  # type: ignore[assignment]
             cells = [f"{100 * shares[name]:.1f} %" for name in WEIGHTS]
-            late = f"{one['late_s']:.2f} s" if what == "four" else ""
-            print(f"| {index + 1}, {what} | " + " | ".join(cells) + f" | {late} |")
+            print(f"| {part} | {index + 1} | " + " | ".join(cells) + " |")
+    total = sum(WEIGHTS.values())
     wanted = " | ".join(f"{100 * weight / total:.1f} %" for weight in WEIGHTS.values())
-    print(f"| wanted of four | {wanted} | |")
+    print(f"| wanted of four | | {wanted} |\n")
+    rates = [(name, [one[key] for one in found], 0) for name, key in RATES]
+    print(table(rates))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import digits
+import psutil
 import pytest
 import ray
 import searches
@@ -60,7 +61,7 @@ class Played:
         self.heard: list[object] = []
         with open_journal(folder / "journal.jsonl") as journal:
             board = Board(journal, sorted(states_of(journal.entries)))
-            telling = Telling(search, board, self.heard.append, None, None)
+            telling = Telling(search, board, self.heard.append, None)
 
             def jobs_of(number: int) -> TrialJobs:
                 settings = board.state(number).settings
@@ -127,8 +128,35 @@ def test_a_scheduler_stops_what_is_worse(tmp_path: Path) -> None:
     played = Played(search, tmp_path, bench, lanes=1)
     assert played.by_status["done"] == [0] and played.by_status["stopped"] == [1, 2, 3]
     assert all(state.step < 20 for state in played.states[1:])
+    assert sum(state.used.tokens for state in played.states) == bench.used.tokens
+    assert all(state.used.tokens >= 50 for state in played.states), "those too that were stopped"
     again = Played(search, tmp_path, bench, lanes=1)
     assert len(bench.ran) == 4 and again.by_status == played.by_status
+
+
+@pytest.mark.slow
+def test_a_trial_whose_driver_dies_is_stopped_all_the_same(tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def before(name: str, step: int) -> None:
+        if name == "t1" and step == 5 and not killed:
+            mine = psutil.Process().children(recursive=True)
+            drivers = [each for each in mine if " ".join(each.cmdline()).startswith("ray::Trial")]
+            killed.extend(driver.pid for driver in drivers)
+            for driver in drivers:
+                driver.kill()
+
+    rates = [0.01, 0.05, 0.02]
+    search = _search(
+        fixed=[{LR: rate} for rate in rates],
+        budget={"trials": 3},
+        scheduler={"kind": "asha", "grace_steps": 5, "reduction": 2},
+    )
+    bench = Bench(_loss, before=before, held=frozenset({("t1", 5)}))
+    played = Played(search, tmp_path, bench, lanes=1)
+    assert killed and played.by_status == {"done": [0], "stopped": [1, 2]}
+    assert bench.ran == [("t0", 0), ("t1", 0), ("t2", 0)], "the job itself went on"
+    assert played.states[1].step == 5
 
 
 @pytest.mark.slow
@@ -194,7 +222,14 @@ def test_trials_that_differ_in_the_student_cost_one_pass_of_the_teacher(tmp_path
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert sorted(run.data.tags["search.trial"] for run in children) == ["0", "1", "2"]
     assert parent.data.tags["search.best"] == str(result.best.number)
-    assert len(client.search_model_versions("name = 'digits-best'")) == 1
+    (version,) = client.search_model_versions("name = 'digits-best'")
+    assert version.tags["search.trial"] == str(result.best.number)
+    assert version.tags["search.job"] == (result.folder / "best.yaml").read_text()
+    for state in result.trials:
+        cost = state.summaries[0]["cost"]
+        assert state.used.student_s == pytest.approx(cost["student_device_s"])
+        assert state.used.teacher_s == pytest.approx(cost["teacher_device_s"])
+    assert sum(state.used.teacher_s for state in result.trials) > 0
 
 
 def test_a_populations_best_job_run_from_its_beginning_gives_its_weights_bit_for_bit(
@@ -234,6 +269,13 @@ def test_a_populations_best_job_run_from_its_beginning_gives_its_weights_bit_for
         if leg.parent not in (None, state.number)
     ]
     assert len(legs) == 16 and len(crossed) == 3 * 2
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("stillhouse")
+    assert experiment is not None
+    recorded = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in recorded} == {"FINISHED"}, "a leg that ended was not killed"
+    learned, held_out = 20 * 32, 64
+    assert sum(map(computed_by, result.trials)) == learned + held_out
     for leg in legs:
         checkpoint = tmp_path / "runs" / search.name / "runs" / leg.run_id / "checkpoints"
         assert (checkpoint / f"step-{leg.until:08d}" / "manifest.json").is_file()

@@ -83,6 +83,7 @@ class InstantPool:
     asked: list[Request] = field(default_factory=list)
     gate: threading.Event = field(default_factory=threading.Event)
     error: Exception | None = None
+    token_s: float = 0.0  # seconds that a token of a forward takes
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -96,8 +97,16 @@ class InstantPool:
             raise self.error
         request = next(r for r in reversed(self.asked) if r.request_id == request_id)
         rows = hidden_of(request.tokens, request.lengths)[request.wanted]
+        worked_s = self.token_s * len(request.tokens)
+        answer = {"hidden": rows}
         return Reply(
-            request_id, request.role, request.ask, {"hidden": rows}, VOCABULARY, FINGERPRINT
+            request_id,
+            request.role,
+            request.ask,
+            answer,
+            VOCABULARY,
+            FINGERPRINT,
+            forward_s=worked_s,
         )
 
     def describe(self, role: str) -> RoleDescription:

@@ -1,5 +1,8 @@
 """Where signals come from: known ones from the cache, each unknown one from the pool once."""
 
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -9,8 +12,9 @@ from fake_cache import FINGERPRINT, InstantPool, MemoryLink, hidden_of
 from hypothesis import given, settings
 
 from orchestrator.data import Flat
-from orchestrator.errors import CacheLacks, WorkerRaised
+from orchestrator.errors import CacheLacks, WorkerLost, WorkerRaised
 from orchestrator.pool.source import Question, SignalSource, pieces_of
+from orchestrator.pool.stock import saved_s
 from orchestrator.signals.cache.keys import RANGE
 from orchestrator.signals.cache.records import RoleCard
 from orchestrator.signals.records import HiddenAsk
@@ -173,6 +177,47 @@ def test_without_a_pool_what_the_cache_lacks_is_an_error_with_its_number() -> No
     source.submit(Question("q", "teacher", ASK, _flat([_sample([1, 2], 0), _sample([9], 0)])))
     with pytest.raises(CacheLacks, match="the cache lacks 1 of the records"):
         source.result("q")
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_roles_work_for_those_whose_answers_they_compute(cached: bool) -> None:
+    pool, cache = InstantPool(token_s=0.5), MemoryLink() if cached else None
+    many, few = _flat([_sample([i, 1, 2, 3], 0) for i in range(25)]), _flat([_sample([9, 9], 0)])
+    busy, idle = _source(cache, pool, "a"), _source(cache, pool, "b")
+    _answer(busy, many)
+    _answer(idle, few)
+    assert (busy.counts.worked_s, idle.counts.worked_s) == (50.0, 1.0)
+    _answer(idle, many, "known")
+    assert idle.counts.worked_s == (1.0 if cached else 51.0)
+
+
+def test_what_a_token_costs_is_told_by_a_jobs_own_answers(tmp_path: Path) -> None:
+    pool, cache = InstantPool(token_s=0.5), MemoryLink()
+    where: Any = SimpleNamespace(handle=SimpleNamespace(path=str(tmp_path)))
+    known, fresh = _flat([_sample([i, 1, 2], 0) for i in range(30)]), _flat([_sample([9] * 4, 0)])
+    for client in "ab":  # side by side: the one's work is not the other's
+        source = _source(cache, pool, client)
+        _answer(source, known)
+        _answer(source, fresh if client == "b" else known, "q2")
+        counts = asdict(source.counts)
+        saved = saved_s(where, {"teacher": FINGERPRINT}, counts, source.counts.worked_s)
+        assert saved == 0.5 * source.counts.saved_tokens == 0.5 * 90
+
+
+def test_what_a_source_that_stops_hands_over_is_counted_and_nothing_else() -> None:
+    pool, cache = InstantPool(token_s=0.5), MemoryLink()
+    source = _source(cache, pool)
+    _answer(source, _flat([_sample([1, 2], 0)]))
+    pool.gate.clear()
+    source.submit(Question("late", "teacher", ASK, _flat([_sample([3, 4], 0)])))
+    while len(pool.asked) < 2:
+        pass  # until it leads
+    source.close()
+    pool.gate.set()
+    with pytest.raises(WorkerLost, match="closed"):
+        source.result("late")
+    assert source.counts.misses == len(cache.records) == 1 and source.counts.worked_s == 1.0
+    assert _answer(_source(cache, pool, "b"), _flat([_sample([3, 4], 0)])).shape == (1, 2)
 
 
 def test_the_window_counts_questions_and_bytes() -> None:

@@ -205,6 +205,8 @@ def test_the_best_trials_job_run_from_its_beginning_gives_its_student(
     states, told = _life(search, tmp_path, bench)
     assert [state.status for state in states] == ["done"] * 4 and len(told) == 4
     assert any(leg.parent not in (None, s.number) for s in states for leg in s.legs), "exchanged"
+    assert sum(state.used.tokens for state in states) == bench.used.tokens == 4 * 20 * 10
+    assert sum(state.used.computed for state in states) == bench.used.computed == 20
     for state in states:
         (loss,) = goal_values(state, search.spec.goals)
         file = tmp_path / "best.yaml"

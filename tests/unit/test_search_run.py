@@ -6,32 +6,36 @@ import math
 import queue
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import searches
 import yaml
-from fake_trials import Bench
+from fake_trials import Bench, added
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.cli import exit_code
 from orchestrator.cli_search import Talk, table_of
 from orchestrator.errors import CheckpointError, NonFiniteLoss, SpecError, WorkerLost
+from orchestrator.events import Used
 from orchestrator.planner.capacity import Inventory, Node
 from orchestrator.search.board import Board, Spent, best_of, front_of, goal_values, used_up
 from orchestrator.search.crew import Crew, TrialJobs
 from orchestrator.search.importance import importance
-from orchestrator.search.journal import State, open_journal
+from orchestrator.search.jobs import trial_jobs
+from orchestrator.search.journal import Entry, State, open_journal
 from orchestrator.search.plan import Search, key_of, trial_job
 from orchestrator.search.progress import SearchProgress
 from orchestrator.search.report import as_page
-from orchestrator.search.run import lanes_for, progress_of, run_search
+from orchestrator.search.run import Telling, _conclude, lanes_for, progress_of, run_search
 from orchestrator.search.spec import BudgetSpec, GoalSpec
 from orchestrator.search.suggest import Suggestions, Tried
-from orchestrator.search.table import as_markdown, as_plain
-from orchestrator.search.write import best_job
+from orchestrator.search.table import as_markdown, as_plain, computed_by, shown_values
+from orchestrator.search.write import best_job, write_results
+from orchestrator.series.folder import Folder, open_folder
 from orchestrator.spec import JobSpec, load_jobs
 from orchestrator.spec.paths import absolute_paths
 
@@ -81,7 +85,13 @@ class Life:
     """A crew at work on some trials."""
 
     def __init__(
-        self, search: Search, folder: Path, bench: Bench, rates: Sequence[float], lanes: int = 2
+        self,
+        search: Search,
+        folder: Path,
+        bench: Bench,
+        rates: Sequence[float],
+        lanes: int = 2,
+        pause_at: int | None = None,
     ) -> None:
         self.journal = open_journal(folder / "journal.jsonl")
         self.board, self.exchange = Board(self.journal), FakeExchange()
@@ -93,7 +103,7 @@ class Life:
             found = self.board.state(number).settings
             seeds = search.spec.seeds or [0]
             jobs = [trial_job(search, found, f"t{number}s{seed}") for seed in seeds]
-            return TrialJobs(number, tuple(jobs))
+            return TrialJobs(number, tuple(jobs), pause_at)
 
         self.heard: list[object] = []
         self.crew = Crew(
@@ -208,6 +218,29 @@ def test_a_trial_without_its_metric_has_failed(tmp_path: Path) -> None:
     assert life.end()[0].error == "measured no student.loss"
 
 
+def test_a_trial_whose_driver_died_is_not_run_twice(tmp_path: Path) -> None:
+    again = threading.Event()
+
+    def before(name: str, step: int) -> None:
+        if step == 10:
+            again.wait(30)
+
+    def loss(job: JobSpec, step: int) -> float:
+        if job.name == "t1s0":
+            raise NonFiniteLoss(step, "nan")
+        return _loss(job, step)
+
+    bench = Bench(loss, before=before)
+    life = Life(_search(retries=0), tmp_path, bench, [0.01, 0.02, 0.03], lanes=2)
+    life.begin(0, 1)
+    life.exchange.wait(lambda: 1 in life.exchange.ended and 0 in life.exchange.posted)
+    life.begin(0, 1, 2)  # one that runs, one that has failed, and a new one
+    again.set()
+    life.exchange.wait(lambda: len(life.exchange.ended) == 3)
+    assert [state.status for state in life.end()] == ["done", "failed", "done"]
+    assert sorted(bench.ran) == [("t0s0", 0), ("t1s0", 0), ("t2s0", 0)]
+
+
 def test_seeds_are_runs_of_one_trial(tmp_path: Path) -> None:
     bench = Bench(lambda job, step: float(job.name[-1]))
     life = Life(_search(seeds=[3, 5]), tmp_path, bench, [0.01])
@@ -242,6 +275,161 @@ def test_another_life_tells_again_and_goes_on(tmp_path: Path) -> None:
     assert [step for name, step in bench.ran][2] >= 10, "from its checkpoint"
     for number in range(3):
         assert [each["step"] for each in second.exchange.posted[number]] == [5, 10, 15, 20]
+
+
+def test_what_is_decided_of_a_pause_before_the_lane_hears_of_it_stays(tmp_path: Path) -> None:
+    life = Life(_search(), tmp_path, Bench(_loss), [0.01], pause_at=10)
+    note = life.board.note
+
+    def noted(kind: Any, number: int, **facts: Any) -> State:
+        state = note(kind, number, **facts)
+        return note("ended", number, status="stopped") if kind == "paused" else state
+
+    life.board.note = noted  # type: ignore[method-assign]
+    life.begin(0)
+    life.exchange.wait(lambda: 0 in life.exchange.ended)
+    assert [state.status for state in life.end()] == ["stopped"]
+
+
+# --- what is used --------------------------------------------------------------------------------
+
+
+def _total(states: Sequence[State]) -> Used:
+    used = Used()
+    for state in states:
+        used = added(used, state.used)
+    return used
+
+
+def test_work_of_trials_that_were_stopped_failed_and_resumed_is_counted(tmp_path: Path) -> None:
+    """Also what was done twice, because no checkpoint had it."""
+    crashed: list[str] = []
+
+    def loss(job: JobSpec, step: int) -> float:
+        if job.name == "t1s0" and step == 10 and crashed.count("t1s0") < 2:
+            crashed.append("t1s0")
+            raise WorkerLost("teacher", "1", "gone")
+        if job.name == "t2s0" and step == 10:
+            raise NonFiniteLoss(step, "nan")
+        return _loss(job, step)
+
+    reached = threading.Event()
+
+    def before(name: str, step: int) -> None:
+        if name == "t3s0" and step == 15:
+            reached.set()
+
+    bench = Bench(loss, before=before, held=frozenset({("t0s0", 10), ("t3s0", 15)}))
+    life = Life(_search(retries=1), tmp_path, bench, [0.01] * 4, lanes=1)
+    life.begin(0)
+    life.exchange.wait(lambda: len(life.exchange.posted.get(0, [])) == 2)
+    life.exchange.said.put(("leave", 0))
+    life.begin(1, 2, 3)
+    assert reached.wait(30)
+    life.crew.stop()
+    states = life.end()
+    assert [state.status for state in states] == ["stopped", "failed", "failed", "running"]
+    assert _total(states) == bench.used and bench.used.computed == 15
+    assert states[0].used == Used(100, 5.0, 2.5, 10), "a trial that was stopped has worked"
+
+    bench.held = frozenset()
+    again = Life(_search(retries=0), tmp_path, bench, [0.01] * 4, lanes=1)
+    assert again.board.states == states, "told by the journal alone"
+    again.begin(0, 1, 2, 3)
+    again.exchange.wait(lambda: len(again.exchange.ended) == 4)
+    states = again.end()
+    assert [state.status for state in states] == ["stopped", "done", "failed", "done"]
+    assert _total(states) == bench.used and sum(map(computed_by, states)) == 20
+
+
+@given(st.lists(st.tuples(st.sampled_from("awcx"), st.integers(1, 3)), max_size=20))
+@settings(deadline=None)
+def test_each_piece_of_work_counts_once_however_a_run_is_cut(
+    acts: list[tuple[str, int]],
+) -> None:
+    """A run that works, keeps checkpoints and dies, as often as it will; some of its readings are
+    never written down, but for the last before it begins again."""
+    state, done, kept = State(0), 0, 0
+    truth, heard = 0, 0
+
+    def entry(kind: Any, tokens: int) -> Entry:
+        return Entry(kind, 0, 0.0, run_id="a", used=asdict(Used(tokens=tokens)))
+
+    state = state.after(entry("began", 0))
+    for act, much in acts:
+        if act == "w":  # works
+            done, truth = done + much, truth + much
+            heard = done
+        elif act == "a":  # is heard of
+            state = state.after(entry("used", done))
+        elif act == "c":
+            kept = done
+        else:  # dies, and goes on
+            state = state.after(entry("used", heard)).after(entry("began", kept))
+            done = heard = kept
+    assert state.after(entry("used", done)).used.tokens == truth
+
+
+def test_a_run_that_starts_from_anothers_checkpoint_has_not_used_what_that_one_has() -> None:
+    began = Entry("began", 0, 0.0, run_id="b", used=asdict(Used(100, 5.0, 2.0, 7)))
+    ran = Entry("ran", 0, 0.0, run_id="b", summary={"tokens": 150, "cache": {"misses": 8}})
+    assert State(0).after(began).after(ran).used == Used(50, 0.0, 0.0, 1)
+    lost = State(0).after(replace(began, used=asdict(Used(10)))).after(began)
+    assert lost.used.tokens == 90, "what a killed driver had not heard, its checkpoint knows"
+
+
+def test_what_trials_use_shows_while_they_run_and_ends_a_search(tmp_path: Path) -> None:
+    with open_journal(tmp_path / "journal.jsonl") as journal:
+        board = Board(journal)
+        for number in range(2):
+            board.note("trial", number, settings={LR: 0.01})
+            board.note("run", number, run_id=f"run{number}")
+            board.began(number, f"run{number}", Used())
+        lines = len(journal.entries)
+        board.uses(0, "run0", Used(400, 3.0, 1.5, 30))
+        board.uses(1, "run1", Used(100, 1.0, 0.5, 12))
+        assert len(journal.entries) == lines, "steps are told too often to be written"
+        spent = board.spent()
+        assert (spent.tokens, spent.device_s) == (500, 6.0) and 0 <= spent.hours < 0.1
+        board.settle(0)
+        board.note("ended", 0, status="stopped")
+        board.settle(1)
+        board.note("ended", 1, status="failed", error="it broke")
+        for budget, over in (
+            ({"tokens": 500}, True),
+            ({"tokens": 501}, False),
+            ({"device_s": 6}, True),
+            ({"device_s": 6.1}, False),
+        ):
+            search = _search(budget={"trials": 9, **budget})
+            telling = Telling(search, board, lambda event: None, None)
+            assert telling.used_up() == over
+        again = Board(journal).spent()
+        assert (again.tokens, again.device_s) == (500, 6.0)
+        progress = progress_of(_search(budget={"trials": 2, "device_s": 60}), board, {})
+    assert progress.spent == (("device_s", 6.0, 60.0),)
+    assert [trial.computed for trial in progress.trials] == [30, 12]
+
+
+def test_no_trial_begins_once_a_search_has_used_its_tokens(tmp_path: Path) -> None:
+    search = _search(budget={"tokens": 350})
+    bench = Bench(_loss, pause_s=0.0)
+    life = Life(search, tmp_path, bench, [])
+    telling = Telling(search, life.board, lambda event: None, None)
+
+    def begin(trial: Tried) -> None:
+        life.board.note("trial", trial.number, settings=trial.settings)
+
+    suggestions = Suggestions(search, [], [], telling.used_up, begin, {})
+    begun = 0
+    while isinstance(found := suggestions.suggest(f"id{begun}"), dict):
+        number = found["number"]
+        life.begin(number)
+        life.exchange.wait(lambda number=number: number in life.exchange.ended)
+        begun += 1
+        assert begun < 9, "the search has no end"
+    assert begun == 2 and life.board.spent().tokens == 400
+    life.end()
 
 
 # --- what is tried -------------------------------------------------------------------------------
@@ -299,6 +487,14 @@ def test_optuna_learns_also_from_what_it_is_told_again() -> None:
         trial = begun[number] if number < 16 else fresh[-1]
         again.on_trial_complete(f"id{number}", {"goal_0": distance(trial), "step": 20})
     assert sum(map(distance, fresh)) / len(fresh) < sum(map(distance, begun[:8])) / 8 / 1.5
+
+
+def test_a_trial_without_a_number_has_failed_for_optuna_too() -> None:
+    suggestions, _ = _suggestions(_search(searcher="tpe", budget={"trials": 2}))
+    suggestions.suggest("id0")
+    suggestions.on_trial_complete("id0", {"goal_0": math.nan, "step": 0})
+    (trial,) = suggestions._draws._inner._ot_study.trials
+    assert trial.state.name == "FAIL"
 
 
 def test_grids_are_combined_with_draws() -> None:
@@ -437,6 +633,142 @@ def test_trials_are_drawn_and_told(tmp_path: Path) -> None:
     assert "optimizer.lr" in text and "5/20" in text and "stopped" in text
 
 
+def _populated(tmp_path: Path) -> tuple[Search, Board]:
+    """A population whose winner has trained with three rates, none of which it began with."""
+    space = {LR: {"loguniform": [1e-3, 1e-1]}}
+    search = _search(space=space, scheduler={"kind": "pbt", "every_steps": 5})
+    board = Board(open_journal(tmp_path / "journal.jsonl"))
+    for number in range(5):
+        board.note("trial", number, values={LR: 0.09}, settings={LR: 0.09})
+        for index, rate in enumerate((0.01, 0.012, 0.0144)):
+            numbers, ends = {LR: rate}, 5 * (index + 1)
+            board.note("leg", number, leg=index, begin=ends - 5, until=ends, numbers=numbers)
+            board.note("run", number, run_id=f"run{number}")
+        summary = {"evaluation": {"student": {"loss": 1.0 + number}}, "steps": 15, "export": "x"}
+        board.note("ran", number, run_id=f"run{number}", summary=summary)
+        board.note("ended", number, status="done")
+    return search, board
+
+
+def test_members_of_a_population_are_shown_with_the_numbers_they_train_with(
+    tmp_path: Path,
+) -> None:
+    search, board = _populated(tmp_path)
+    assert shown_values(board.state(0)) == {LR: "0.0144"}
+    assert progress_of(search, board, {}).trials[0].values == ((LR, "0.0144"),)
+    table = as_markdown(search, board.states)
+    assert "0.0144" in table and "0.09" not in table
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    (job,) = trial_jobs(search, board.state, 0, folder).jobs
+    assert job.tracking.tags[f"search.{LR}"] == "0.0144"
+    page = as_page(search, board.states, {})
+    assert 'alt="History"' in page and 'alt="Parallel coordinates"' not in page
+
+
+class FakeTracker:
+    """Keeps what a search tells of its end."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+        self.points: list[tuple[int, dict[str, float]]] = []
+        self.students: list[tuple[str, str, dict[str, str]]] = []
+
+    def tags(self, values: dict[str, str]) -> None:
+        self.said |= values
+
+    def artifact(self, path: Path) -> None:
+        assert path.is_file()
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self.points.append((step, values))
+
+    def register_student(self, export: Path, name: str, facts: dict[str, str]) -> None:
+        self.students.append((str(export), name, facts))
+
+
+def _ended(board: Board, number: int, folder: Path, loss: float) -> None:
+    (folder / f"export{number}").mkdir()
+    summary = {
+        "evaluation": {"student": {"loss": loss}},
+        "parameters": number,
+        "steps": 20,
+        "export": str(folder / f"export{number}"),
+    }
+    board.note("trial", number, values={LR: 0.01 * (number + 1)}, settings={LR: 0.01})
+    board.note("run", number, run_id=f"run{number}")
+    board.note("ran", number, run_id=f"run{number}", summary=summary)
+    board.note("ended", number, status="done")
+
+
+def test_the_best_student_is_registered_once_the_search_is_over(tmp_path: Path) -> None:
+    search = _search(tradeoffs=[{"metric": "summary.parameters", "mode": "min"}])
+    job = trial_job(search, {LR: 0.01}, "small")
+    tracking = job.tracking.model_copy(update={"register_as": "digits-best"})
+    over = job.model_copy(update={"tracking": tracking})
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    board, told = Board(open_journal(tmp_path / "journal.jsonl")), FakeTracker()
+    tracker: Any = told
+    _ended(board, 0, tmp_path, 2.0)
+    _conclude(search, folder, board, tracker, None)
+    assert told.students == [], "the search is to go on"
+    _ended(board, 1, tmp_path, 1.0)
+    for _ in range(2):  # looked at again once it is over
+        _conclude(search, folder, board, tracker, over)
+        board = Board(board._journal)
+    ((export, name, facts),) = told.students
+    assert (export, name) == (str(tmp_path / "export1"), "digits-best")
+    assert (facts["search.trial"], facts["search.run"]) == ("1", "run1")
+    assert yaml.safe_load(facts["search.job"]) == yaml.safe_load(
+        (tmp_path / "best.yaml").read_text()
+    )
+    assert told.said["search.front"] == "0, 1"
+    assert "no other beats: 0, 1" in (tmp_path / "trials.md").read_text()
+    _ended(board, 2, tmp_path, 0.5)
+    _conclude(search, folder, board, tracker, over)
+    assert len(told.students) == 2, "another is the best"
+
+
+def test_importance_says_nothing_of_a_populations_first_numbers(tmp_path: Path) -> None:
+    search, board = _populated(tmp_path)
+    told: Any = FakeTracker()
+    folder = Folder(tmp_path, str(tmp_path / "runs"), str(tmp_path), "search-run")
+    _conclude(search, folder, board, told, None)
+    assert json.loads((tmp_path / "search.json").read_text())["importance"] == {}
+    assert not any("importance" in tag for tag in told.said)
+
+
+def test_what_is_best_is_told_anew_where_a_trial_that_failed_succeeds(tmp_path: Path) -> None:
+    board, told = Board(open_journal(tmp_path / "journal.jsonl")), FakeTracker()
+    tracker: Any = told
+    for number in (0, 1):
+        _ended(board, number, tmp_path, 2.0)
+    board.note("trial", 2, settings={LR: 0.01})
+    board.note("ended", 2, status="failed", error="it broke")
+    Telling(_search(), board, lambda event: None, tracker).changed()
+    later = Board(board._journal)
+    later.note("run", 2, run_id="run2")
+    summary = {"evaluation": {"student": {"loss": 1.0}}, "steps": 20}
+    later.note("ran", 2, run_id="run2", summary=summary)
+    later.note("ended", 2, status="done")
+    Telling(_search(), later, lambda event: None, tracker).changed()
+    (first, before), (second, after) = told.points
+    assert second > first, "tracking keeps one value a step"
+    assert (before, after) == ({"best/student.loss": 2.0}, {"best/student.loss": 1.0})
+
+
+def test_a_trial_of_several_seeds_shows_the_mean_of_those_that_are_done(tmp_path: Path) -> None:
+    search = _search(seeds=[0, 1, 2])
+    with open_journal(tmp_path / "journal.jsonl") as journal:
+        board = Board(journal)
+        board.note("trial", 0, settings={LR: 0.01})
+        for place, loss in enumerate((2.0, 4.0)):
+            assert progress_of(search, board, {}).trials[0].metric == (2.0 if place else None)
+            board.note("run", 0, place=place, run_id=f"run{place}")
+            summary = {"evaluation": {"student": {"loss": loss}}}
+            board.note("ran", 0, place=place, run_id=f"run{place}", summary=summary)
+        assert progress_of(search, board, {}).trials[0].metric == 3.0
+
+
 # --- running -------------------------------------------------------------------------------------
 
 
@@ -487,6 +819,28 @@ def test_a_search_whose_trials_are_over_only_writes_its_table(
     assert '"search.best":"0"' in spool and '"status":"finished"' in spool
 
 
+def test_what_is_written_in_the_end_leaves_the_run_id_alone(tmp_path: Path) -> None:
+    """A search can be gone on with as often as one likes, and stays one run in tracking."""
+    search, root = _search(), str(tmp_path)
+
+    def opened(resume: bool) -> Folder:
+        return open_folder(
+            "search",
+            "small",
+            "a: 1",
+            Path.read_text,
+            root,
+            root,
+            resume=resume,
+            accept_changes=True,
+        )
+
+    folder = opened(False)
+    with open_journal(folder.journal) as journal:
+        written = write_results(folder.path, search, Board(journal), {})
+    assert len(written) == 3 and opened(True).run_id == folder.run_id
+
+
 def test_a_changed_file_is_refused_with_the_difference(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -501,6 +855,31 @@ def test_a_changed_file_is_refused_with_the_difference(
     assert "is search 'small'" in capsys.readouterr().err
     assert exit_code(["search", "--resume", "nowhere"]) == 2
     assert exit_code(["search"]) == 2
+
+
+def test_a_changed_file_goes_on_where_that_is_accepted(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _finish(file)
+    change = ["--set", "search.retries=3"]
+    assert exit_code(["search", str(file), "--resume", "small", *change]) == 2
+    assert "  +  retries: 3" in capsys.readouterr().err
+    accepted = [str(file), "--resume", "small", "--accept-changes", *change]
+    assert exit_code(["search", *accepted]) == 0
+    assert "retries: 3" in (folder / "search.yaml").read_text()
+    assert '"trial":' in (folder / "journal.jsonl").read_text(), "its trial is kept"
+
+
+def test_a_trial_that_the_changed_file_would_make_otherwise_is_not_kept(file: Path) -> None:
+    from orchestrator.search.journal import states_of
+    from orchestrator.search.load import load_search
+    from orchestrator.search.run import _kept
+
+    with open_journal(_finish(file) / "journal.jsonl") as journal:
+        states = states_of(journal.entries)
+    assert _kept(load_search(file), states) == ([0], [])
+    assert _kept(load_search(file, ["search.retries=3"]), states) == ([0], [])
+    assert _kept(load_search(file, ["training.threads=2"]), states) == ([], [0])
 
 
 @pytest.mark.parametrize(

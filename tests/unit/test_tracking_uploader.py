@@ -12,7 +12,7 @@ import pytest
 from orchestrator.errors import SpecError, StillhouseError
 from orchestrator.evaluation.history import read_history
 from orchestrator.spec.job import TrackingSpec
-from orchestrator.tracking import Address, Tracker, upload
+from orchestrator.tracking import Address, Tracker, send_rest, upload
 from orchestrator.tracking.sink import MetricValue, RunHeader, SinkDown, SinkRefused
 from orchestrator.tracking.spool import Spool
 from orchestrator.tracking.tracker import flatten
@@ -78,8 +78,9 @@ class Store:
         self._check("artifact", run)
         self.files.append(path.name)
 
-    def register(self, run: str, path: Path, name: str, key: str) -> str:
+    def register(self, run: str, path: Path, name: str, key: str, tags: Mapping[str, str]) -> str:
         self._check("register", run)
+        self.facts = dict(tags)
         uri = self.versions.setdefault((name, key), f"models:/{name}/{len(self.versions) + 1}")
         self.after("register")
         return uri
@@ -126,10 +127,10 @@ def test_everything_a_run_says_arrives(tmp_path: Path) -> None:
     (tmp_path / "run" / "report.html").write_text("x")
     tracker.artifact(tmp_path / "run" / "report.html")
     (tmp_path / "run" / "export").mkdir()
-    tracker.register_student(tmp_path / "run" / "export", "small")
+    tracker.register_student(tmp_path / "run" / "export", "small", {"search.trial": "3"})
     report = tracker.finish("finished", deadline_s=10)
     assert report.complete and report.refused == 0
-    assert report.registered == ("models:/small/1",)
+    assert report.registered == ("models:/small/1",) and store.facts == {"search.trial": "3"}
     assert sorted(point[3] for point in store.points) == [1, 2, 3]
     assert store.pairs == {
         "team": "a",
@@ -404,3 +405,26 @@ def test_nested_values_become_dotted_text() -> None:
 def test_sink_errors_survive_pickling(error: StillhouseError) -> None:
     again = pickle.loads(pickle.dumps(error))
     assert type(again) is type(error) and str(again) == "why"
+
+
+def test_what_runs_left_unsent_is_sent_once_the_store_is_back(tmp_path: Path) -> None:
+    store, address = Store(), Address(f"sqlite:///{tmp_path}/mlflow.db")
+    store.hook = _down
+    folders = [tmp_path / name for name in ("ended", "killed", "nothing")]
+    spec = TrackingSpec(uri=address.uri)
+    ended, killed = (
+        Tracker(folder, folder.name, spec, tmp_path, open_sink=store, pace=QUICK)
+        for folder in folders[:2]
+    )
+    for tracker in (ended, killed):
+        tracker.metrics(1, {"loss/total": 2.0})
+    ended.end("finished")
+    assert not ended.drain(deadline_s=0.1).complete
+    killed._uploader.stop()  # as its process's death would
+    assert send_rest(folders, Address(URI), deadline_s=60.0) == 6, "a store that is down"
+    store.hook = lambda call: None
+    assert send_rest(folders, address, deadline_s=30.0, open_sink=store) == 0
+    assert len(store.points) == 2 and sorted(store.runs) == ["ended", "killed"]
+    assert store.statuses == ["running", "finished", "running", "interrupted"]
+    assert send_rest(folders, address, deadline_s=30.0, open_sink=store) == 0
+    assert len(store.statuses) == 4, "nothing is sent twice"
