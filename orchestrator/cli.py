@@ -455,6 +455,11 @@ def comparison_rows(summaries: Sequence[Mapping[str, Any]], jobs: Sequence[JobSp
                     summary.get("generated"),
                 )
             )
+        main = None if job is None else job.student.main
+        for member, own in measured.get("members", {}).items():
+            if member != main:
+                numbers = (own.get(n) for n in ("loss", "perplexity", "top1_agreement", "kl"))
+                rows.append(Row(f"{run_id if job is None else job.name}.{member}", *numbers))
     return rows
 
 

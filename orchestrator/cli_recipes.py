@@ -48,6 +48,16 @@ RANKED = {
 }
 """The source of an example about the items of users."""
 
+SEVERAL: dict[str, dict[str, Any]] = {
+    "mutual_learning": {"members": {name: {"path": f"models/{name}"} for name in ("a", "b")}},
+    "one": {
+        "import": "orchestrator.models.reference:branches",
+        "arguments": {"inputs": 64, "classes": 10, "branches": 3},
+        "outputs": ["branch_0", "branch_1", "branch_2", "ensemble"],
+    },
+}
+"""Students of recipes whose terms name members."""
+
 Name = Annotated[str | None, typer.Argument(help="One of them, explained.", metavar="[NAME]")]
 
 
@@ -83,7 +93,7 @@ def example(name: str) -> dict[str, Any]:
         task, data = {"task": "classifier"}, {"sources": [source]}
     return {
         "name": name.replace("_", "-"),
-        "student": {"path": "models/student", **task},
+        "student": {**SEVERAL.get(name, {"path": "models/student"}), **task},
         "roles": {role: {"path": f"models/{role}", **task} for role in roles},
         "data": data,
         "objective": {"recipe": {"kind": name, **_written(recipe)}},

@@ -14,7 +14,7 @@ from orchestrator.models.capture import Inside, inside, inside_classifier
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.planner.tokenizers import job_tokenizer
 from orchestrator.spec import JobSpec
-from orchestrator.spec.models import ModelSpec
+from orchestrator.spec.models import ModelSpec, StudentSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +41,13 @@ def look(jobs: Sequence[JobSpec]) -> Iterator[Modules]:
     """
     for index, job in enumerate(jobs):
         tokenizer = job_tokenizer(job, jobs[:index])
-        models = {"student": job.student, **job.roles}
+        models: dict[str, ModelSpec] = {"student": job.student, **job.roles}
         for name, spec in models.items():
             field = "student" if name == "student" else f"roles.{name}"
-            if spec.source[0] in ("job", "registry"):
+            sources = [spec]
+            if isinstance(spec, StudentSpec):
+                sources = list(spec.member_models().values())
+            if any(one.source[0] in ("job", "registry") for one in sources):
                 continue  # not there before the job has run; its own job shows an earlier student
             yield from _modules(job, name, _inside(job, spec, tokenizer, field))
 

@@ -164,7 +164,7 @@ def run_in(
     began = time.monotonic()
     try:
         exports = _exports(jobs, run_ids)
-        summary = session.run_job(job, folder, exports, resume=resume, pause_at=pause_at)
+        summary = session.run_job(job, folder, exports, resume=resume, pause_at=pause_at, jobs=jobs)
     except StillhouseError as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         summary = {"status": status, "run_id": folder.run_id, "error": str(error)}

@@ -21,6 +21,7 @@ import ray
 
 from orchestrator.data import Crossing
 from orchestrator.errors import Interrupted, SpecError
+from orchestrator.evaluation.graph import Graph, graph_of
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
 from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
@@ -42,8 +43,9 @@ from orchestrator.run_folder import RunFolder
 from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import GeneratedSource, JsonlSource, Source
+from orchestrator.spec.diagnostics import GradientNormSpec, ObjectiveLossSpec
 from orchestrator.spec.job import NoPool, StandingPool
-from orchestrator.spec.models import RoleSpec, StudentSpec
+from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from orchestrator.students import Group, GroupPlan, StudentJob
 from orchestrator.students.desk import Outcome
 from orchestrator.students.records import PROJECTORS
@@ -128,8 +130,12 @@ class Session:
         *,
         resume: bool,
         pause_at: int | None = None,
+        jobs: Sequence[JobSpec] = (),
     ) -> dict[str, Any]:
-        """Run one job to its end, or until `pause_at` steps are done; its summary."""
+        """Run one job to its end, or until `pause_at` steps are done; its summary.
+
+        `jobs` are those of the list that it belongs to, for its report; none: it is alone.
+        """
         began = time.monotonic()
         parent = job.tracking.parent
         tracker = Tracker(
@@ -164,7 +170,7 @@ class Session:
             if summary["status"] == "paused":
                 status = "finished"  # as far as it was to go; where it goes on it runs again
                 return summary
-            self._record(job, student, summary, tracker, folder)
+            self._record(job, student, summary, tracker, folder, graph_of(jobs or [job]))
             status = "finished"
             return summary
         except (Interrupted, KeyboardInterrupt):
@@ -185,13 +191,22 @@ class Session:
     def evaluate_job(
         self, job: JobSpec, folder: RunFolder, exports: Mapping[str, Export]
     ) -> dict[str, Any]:
-        """Measure a finished run's export; nothing is recorded."""
+        """Measure a finished run's export; nothing is recorded.
+
+        Raises:
+            SpecError: a diagnostic looks at outputs of the student that the export has not.
+        """
+        for index, spec in enumerate(job.evaluation.diagnostics):
+            if job.student.alone and isinstance(spec, GradientNormSpec | ObjectiveLossSpec):
+                raise SpecError(
+                    f"evaluation.diagnostics.{index}",
+                    f"is {spec.kind}, which computes the objective of all outputs, and the export "
+                    f"holds {job.student.alone} alone",
+                    "Measure it in the run, as its summary has it",
+                )
         student, _ = self._prepared(job, folder, exports, resume=False)
-        export = _local_copy(f"{folder.uri}/export")
-        own = {**exports, job.name: Export(export, job.student)}
-        code = may_import(export, job.name, own, "student") or job.student.allow_remote_code
-        exported = StudentSpec(path=export, task=job.student.task, allow_remote_code=code)
-        measured = student.spec.model_copy(update={"student": exported})
+        own = {**exports, job.name: Export(f"{folder.uri}/export", job.student)}
+        measured = student.spec.model_copy(update={"student": _exported(job, own)})
         return self._watch(replace(student, spec=measured, evaluate_only=True), lambda event: None)
 
     def _prepared(
@@ -408,6 +423,7 @@ class Session:
         summary: dict[str, Any],
         tracker: Tracker,
         folder: RunFolder,
+        graph: Graph,
     ) -> None:
         tracker.lineage(
             {
@@ -423,7 +439,7 @@ class Session:
         )
         summary_file = folder.local / "summary.json"
         summary_file.write_text(json.dumps(summary, indent=1))
-        report = write_report(folder.local, summary)
+        report = write_report(folder.local, summary, graph=graph)
         for file in (summary_file, report):
             tracker.artifact(file)
         if folder.uri != str(folder.local):
@@ -510,9 +526,9 @@ def _local_storage(job: JobSpec) -> str:
 def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str | None]:
     """The job with `job` and `registry` sources made folders, and its tokenizer's folder."""
 
-    def folder(kind: str, value: str) -> str:
+    def folder(kind: str, value: str, member: str | None) -> str:
         if kind == "job":
-            return _local_copy(exports[value].uri)
+            return _local_copy(exports[value].of(member))
         from orchestrator.tracking.address import address_of
         from orchestrator.tracking.registry import resolve_registry_uri
 
@@ -523,20 +539,39 @@ def _resolved(job: JobSpec, exports: Mapping[str, Export]) -> tuple[JobSpec, str
         kind, value = model.source
         if kind not in ("job", "registry"):
             return model
-        found = folder(kind, value)
-        update = {kind: None, "path": found}
-        if kind == "job" and may_import(found, value, exports, field):
+        found = folder(kind, value, model.member)
+        update = {kind: None, "member": None, "path": found}
+        if kind == "job" and may_import(found, value, exports, field, model.member):
             update["allow_remote_code"] = True
         return model.model_copy(update=update)
 
-    student = placed(job.student, "student.job")
+    student = job.student.with_models(lambda model: placed(model, "student.job"))
     roles: dict[str, RoleSpec] = {
         name: placed(role, f"roles.{name}.job") for name, role in job.roles.items()
     }
     asked = dict.fromkeys((*job.used_roles, *job.data.writers))
-    named = [("student", student), *((f"roles.{name}", roles[name]) for name in asked)]
+    named = [("student", student.model_of(None))]
+    named += [(f"roles.{name}", roles[name]) for name in asked]
     tokenizer = tokenizer_folder(named)[0] if job.data.reads_text else None
     return job.model_copy(update={"student": student, "roles": roles}), tokenizer
+
+
+def _exported(job: JobSpec, exports: Mapping[str, Export]) -> StudentSpec:
+    """A finished job's student as it lies in its run folder; each member of one with several."""
+
+    def of(member: str | None, model: ModelSpec) -> dict[str, Any]:
+        path = _local_copy(exports[job.name].of(member))
+        code = may_import(path, job.name, exports, "student", member) or model.allow_remote_code
+        return {"path": path, "task": model.task, "allow_remote_code": code}
+
+    student = job.student
+    if student.members is None:
+        outputs = [] if student.alone else student.outputs
+        return StudentSpec.model_validate({**of(None, student), "outputs": outputs})
+    members = {name: of(name, model) for name, model in student.members.items()}
+    return StudentSpec.model_validate(
+        {"task": student.task, "members": members, "export": student.export}
+    )
 
 
 def _earlier_projectors(job: JobSpec, exports: Mapping[str, Export]) -> str | None:

@@ -248,6 +248,25 @@ class Outputs:
     attention: Mapping[str, Tensor] = field(default_factory=dict)  # [N, heads, T], as the signal's
     projected: Mapping[str, Tensor] = field(default_factory=dict)  # by projector, as `layers`
     gradients: Mapping[str, Tensor] = field(default_factory=dict)  # as the signal's, of a graph
+    members: Mapping[str, "Outputs"] = field(default_factory=dict)
+    """Of a student with several: each one's own; what is above is then its main member's."""
+
+    def of(self, member: str | None) -> "Outputs":
+        """Those of one member, beside all that was taken inside; None: of the student."""
+        if member is None:
+            return self
+        own = self.members[member]
+        return replace(self, hidden=own.hidden, head=own.head, logits=own.logits)
+
+    def as_signal(self) -> "LogitSignal":
+        """What is said here as a role would say it: held fixed, nothing lost."""
+        if self.hidden is not None and self.head is not None:
+            weight, bias = self.head.weight.detach(), self.head.bias
+            fixed = replace(self.head, weight=weight, bias=None if bias is None else bias.detach())
+            return HiddenSignal(self.hidden.detach(), fixed)
+        assert self.logits is not None  # the one or the other
+        return DenseSignal(self.logits.detach())
+
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     """By module path or projector: all rows and positions, as the module or projector gave them."""
     parameters: Mapping[str, Tensor] = field(default_factory=dict)

@@ -61,7 +61,9 @@ class FeatureTerm:
     own: CustomFeatureTerm | None = None  # of `import_features`
 
     def asks(self) -> tuple[Ask, ...]:
-        """The role's layers, or their attention."""
+        """The role's layers, or their attention; nothing of a member of the student."""
+        if self.spec.peers:
+            return ()
         layers = tuple(dict.fromkeys(pair.role for pair in self.pairs))
         return (Ask(self.spec.role, self.spec.looks_at, layers),)
 

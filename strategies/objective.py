@@ -22,9 +22,11 @@ from .contract import (
     Ask,
     Batch,
     CustomTerm,
+    LayersSignal,
     Outputs,
     OwnTerm,
     Resident,
+    Signal,
     Signals,
     Term,
     logit_signals,
@@ -38,6 +40,7 @@ from .progress import Progress
 from .rankers import rank_term
 from .resident import resident_term
 from .specs import (
+    PEER,
     AdaptiveSchedule,
     BlockwiseLogitsSpec,
     CrossEntropySpec,
@@ -62,6 +65,18 @@ State = dict[str, Memory]
 
 Known = Mapping[Wanted, Tensor]
 """Measures of a batch, [N] each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Where a term leads inside a student with several members."""
+
+    member: str | None = None  # that learns; None: the student has none, or its main one
+    peers: tuple[str, ...] = ()  # that it learns from, as they are in the step
+    reads_labels: bool = True
+
+
+WHOLE = Edge()
 
 _PART_FIELDS = {each.name for each in fields(Part)}
 
@@ -101,8 +116,13 @@ def build_objective(
             watched.append(WatchedMeasure(name, term))
         else:
             terms.append(VocabularyTerm(name, term))
+    edges = {
+        name: Edge(term.member, term.peers, term.needs_labels)
+        for name, term in zip(spec.names, spec.terms, strict=True)
+        if term.member is not None or term.peers
+    }
     beside = {Ask(role, "resident").key: one for role, one in (residents or {}).items()}
-    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), beside)
+    return Objective(tuple(terms), tuple(others), tuple(features), tuple(watched), edges, beside)
 
 
 def _imported(spec: ImportedTerm | ImportedFeaturesSpec) -> Any:
@@ -250,7 +270,10 @@ class Objective:
     others: tuple[OwnTerm, ...] = ()
     features: tuple[FeatureTerm, ...] = ()
     watched: tuple[WatchedMeasure, ...] = ()
-    residents: Mapping[str, Resident] = field(default_factory=dict)  # by `Ask.key`
+    edges: Mapping[str, Edge] = field(default_factory=dict)
+    """By term: of those about members of the student."""
+    residents: Mapping[str, Resident] = field(default_factory=dict)
+    """By `Ask.key`: roles' own weights beside the student."""
 
     def __post_init__(self) -> None:
         names = [term.name for term in self.terms]
@@ -319,7 +342,7 @@ class Objective:
         """What decides which positions terms look at, for `counts` and `loss`; `asked` as there."""
         found: dict[Wanted, Tensor] = {}
         choosing = [term for term in self.vocabulary if term.where is not None]
-        for seen, terms in _by_batch(choosing, batch, asked):
+        for seen, _, terms in self._groups(choosing, batch, asked):
             where = [term.where for term in choosing if term in terms and term.where is not None]
             found |= measure(where, seen.kept_targets, logit_signals(signals))
         return found
@@ -344,7 +367,7 @@ class Objective:
             term.name: term.counted(seen, known)
             if isinstance(term, VocabularyTerm)
             else term.count(seen, signals)
-            for seen, terms in _by_batch(self.terms, batch, asked)
+            for seen, _, terms in self._groups(self.terms, batch, asked)
             for term in terms
         }
         return {term.name: found[term.name] for term in self.terms}
@@ -362,15 +385,17 @@ class Objective:
         """The loss of one micro-batch, and each term's sum.
 
         Args:
-            outputs: the student's, for the batch's N loss-bearing positions; N may be 0.
+            outputs: the student's, for the batch's N loss-bearing positions; N may be 0. Those of
+                a student with several members say what each of them gives.
             batch: the micro-batch.
             signals: of every role that `asks` names.
             numbers: of `numbers(...)`.
             scales: per term: its weight over the global count, times the engine's own factors.
                 0 reports a term without training on it.
             asked: by role, `batch` with loss only where the role was asked, which is what its
-                signal then covers; terms without a role see all of `batch` that is labelled. None:
-                roles were asked about all.
+                signal then covers; terms without a role see all of `batch` that is labelled,
+                and those that learn from members of the student and no label all of it. None: roles
+                were asked about all.
             known: of `known`; what it lacks is measured here.
 
         Returns:
@@ -384,13 +409,43 @@ class Objective:
         own = {term.name: _numbers_of(term, numbers) for term in self.terms}
         losses: list[Tensor] = []
         totals: dict[str, Tensor] = {}
-        for seen, terms in _by_batch(self.terms, batch, asked):
+        for seen, member, terms in self._groups(self.terms, batch, asked):
             shown = outputs if seen is batch else _narrowed(outputs, batch, seen)
-            parts, sums = self._seen(shown, seen, terms, signals, own, scales, known or {})
+            told = {**signals, **self._peers(terms, shown)}
+            shown = shown.of(member)
+            parts, sums = self._seen(shown, seen, terms, told, own, scales, known or {})
             losses += parts
             totals |= sums
         loss = sum(losses[1:], start=losses[0])  # not every term is a measure
         return loss, {term.name: totals[term.name] for term in self.terms}
+
+    def _groups(
+        self, terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
+    ) -> list[tuple[Batch, str | None, list[Term]]]:
+        """Terms by the batch that they see and the member of the student that learns."""
+        found: dict[tuple[int, str | None], tuple[Batch, str | None, list[Term]]] = {}
+        labelled = batch.with_labels
+        for term in terms:
+            edge = self.edges.get(term.name, WHOLE)
+            if term.asks():
+                seen = _seen(term, batch, asked)
+            else:  # members tell each other of what has no label too
+                seen = batch if edge.peers and not edge.reads_labels else labelled
+            found.setdefault((id(seen), edge.member), (seen, edge.member, []))[2].append(term)
+        return list(found.values())
+
+    def _peers(self, terms: Sequence[Term], outputs: Outputs) -> dict[str, Signal]:
+        """What members of the student say to others of them, as roles."""
+        told: dict[str, Signal] = {}
+        for term in terms:
+            for peer in self.edges.get(term.name, WHOLE).peers:
+                role = f"{PEER}{peer}"
+                if isinstance(term, FeatureTerm):  # whose pairs name layers of the whole student
+                    fixed = {path: layer.detach() for path, layer in outputs.layers.items()}
+                    told[Ask(role, "layers").key] = LayersSignal(fixed)
+                elif role not in told:
+                    told[role] = outputs.members[peer].as_signal()
+        return told
 
     def _seen(
         self,
@@ -455,18 +510,6 @@ class Objective:
         return logits_loss(outputs.logits, targets, signals, parts, places)
 
 
-def _by_batch(
-    terms: Sequence[Term], batch: Batch, asked: Mapping[str, Batch] | None
-) -> list[tuple[Batch, list[Term]]]:
-    """Terms by the batch they see; those that ask no role see what is labelled."""
-    found: dict[int, tuple[Batch, list[Term]]] = {}
-    labelled = batch.with_labels
-    for term in terms:
-        seen = _seen(term, batch, asked) if term.asks() else labelled
-        found.setdefault(id(seen), (seen, []))[1].append(term)
-    return list(found.values())
-
-
 def _seen(term: Term, batch: Batch, asked: Mapping[str, Batch] | None) -> Batch:
     """The batch that a term sees: what is beside the student only is asked about all of it."""
     if asked is None:
@@ -498,6 +541,7 @@ def _narrowed(outputs: Outputs, batch: Batch, asked: Batch) -> Outputs:
         layers=of(outputs.layers),
         attention=of(outputs.attention),
         projected=of(outputs.projected),
+        members={name: _narrowed(one, batch, asked) for name, one in outputs.members.items()},
         gradients=of(outputs.gradients),
     )
 

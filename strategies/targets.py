@@ -43,7 +43,7 @@ class Target:
     @property
     def roles(self) -> tuple[str, ...]:
         """Roles that it asks beside the term's own."""
-        return tuple(role for one in self.transforms for role in one.served_roles)
+        return tuple(role for one in self.transforms for role in one.named_roles)
 
     def __call__(self, view: View, role: str) -> Tensor:
         """[b, V] logits to learn from, in place of `role`'s."""

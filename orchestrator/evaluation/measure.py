@@ -13,7 +13,7 @@ without labels have only `count`, `agreement` and `kl`.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 Sums = Mapping[str, float | list[float]]
@@ -101,6 +101,37 @@ class Evaluation:
         """By metric name, `held_out/...`; what is None is left out."""
         values = asdict(self)
         return {f"held_out/{name}": value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement of a student, and of each of its members where it has several."""
+
+    own: Evaluation  # of a student with several: its main member's
+    members: Mapping[str, Evaluation] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the student's as ever, and `members.NAME` with the same of each."""
+        found = self.own.to_dict()
+        if self.members:
+            found["members"] = {name: _of_member(one) for name, one in self.members.items()}
+        return found
+
+    def metrics(self) -> dict[str, float]:
+        """By metric name, `held_out/...`, and `held_out/NAME/...` of each member."""
+        named = {
+            f"held_out/{member}/{name.removeprefix('held_out/')}": value
+            for member, one in self.members.items()
+            for name, value in one.metrics().items()
+        }
+        return {**self.own.metrics(), **named}
+
+
+def _of_member(found: Evaluation) -> dict[str, Any]:
+    """What an evaluation says of its student, without the role."""
+    whole = found.to_dict()
+    compared = {name: whole[name] for name in ("top1_agreement", "kl") if name in whole}
+    return {**whole.get("student", {}), **compared}
 
 
 def add(a: Sums, b: Sums) -> dict[str, float | list[float]]:

@@ -15,6 +15,8 @@ from typing import Any
 from .charts import charts, draw
 from .comparison import Row, as_html
 from .diagnostics.report import as_html_tables, last_found
+from .graph import Graph
+from .graph import draw as draw_graph
 from .history import History, read_history
 from .page import page, pairs, picture, section, table
 
@@ -62,6 +64,7 @@ def write_report(
     run_folder: str | Path,
     summary: Mapping[str, Any] | None = None,
     comparison: Sequence[Row] = (),
+    graph: Graph | None = None,
 ) -> Path:
     """Write `report.html` into the run folder, replacing an older one as one act.
 
@@ -70,6 +73,7 @@ def write_report(
         summary: what the history cannot know or knows late: `status`, `pool` (final counts),
             `cost` (device-seconds), `generated` (text), and further plain facts, shown as they are.
         comparison: rows of the closing table, when the run belongs to a list of jobs.
+        graph: of the list of jobs that the run belongs to; drawn where it tells something.
 
     Raises:
         FileNotFoundError: the run has no spool.
@@ -79,20 +83,26 @@ def write_report(
     history = read_history(run_folder)
     if history.status == "running" and summary.get("status") in _ENDS:
         history = replace(history, status=_ENDS[summary["status"]])  # told before it is recorded
-    html = render(history, summary, comparison)
+    html = render(history, summary, comparison, graph)
     draft = path.with_suffix(f".{os.getpid()}")
     draft.write_text(html, encoding="utf-8")
     os.replace(draft, path)
     return path
 
 
-def render(history: History, summary: Mapping[str, Any], comparison: Sequence[Row] = ()) -> str:
+def render(
+    history: History,
+    summary: Mapping[str, Any],
+    comparison: Sequence[Row] = (),
+    graph: Graph | None = None,
+) -> str:
     """The page."""
     sections = [
         _header(history),
         _figures(history),
         section("Comparison", as_html(comparison) if comparison else ""),
-        section("Held-out measurements", _evaluations(history)),
+        section("Who learns from whom", _graph(history, graph)),
+        section("Held-out measurements", _evaluations(history) + _members(history)),
         section("Diagnostics", as_html_tables(last_found(history))),
         section("Over the steps", _pictures(history)),
         section("Generated", _generated(history, summary)),
@@ -178,6 +188,34 @@ def _evaluations(history: History) -> str:
             [moment, *("-" if value is None else format(value, form) for value, form in values)]
         )
     return table(["", *(label for _, label, _ in known)], rows) + note
+
+
+def _members(history: History) -> str:
+    """The last numbers of each member of a student with several."""
+    found: dict[str, dict[str, float]] = {}
+    for name in history.metrics:
+        _, _, rest = name.partition("held_out/")
+        member, slash, metric = rest.partition("/")
+        value = history.last(name)
+        if slash and value is not None:
+            found.setdefault(member, {})[f"held_out/{metric}"] = value
+    if not found:
+        return ""
+    known = [column for column in _EVALUATION if any(column[0] in one for one in found.values())]
+    rows = [
+        [member, *(format(one[key], form) if key in one else "-" for key, _, form in known)]
+        for member, one in found.items()
+    ]
+    return "<h3>Members</h3>" + table(["", *(label for _, label, _ in known)], rows)
+
+
+def _graph(history: History, graph: Graph | None) -> str:
+    if graph is None or not graph.tells_something:
+        return ""
+    here = next((name for name in graph.jobs if name == history.name), None)
+    drawn = picture("Who learns from whom", draw_graph(graph, here))
+    listed = table(["stage", "from", "to", "what", "weight"], graph.rows())
+    return f"{drawn}<details><summary>Every edge</summary>{listed}</details>"
 
 
 def _pictures(history: History) -> str:

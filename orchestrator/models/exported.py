@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.models import ModelSpec
+from orchestrator.spec.models import ModelSpec, StudentSpec
 
 from .made import MADE_FILE, Made, is_made, made_by, read_made
+
+MEMBERS = "members"
+"""In a run folder, beside the export: the folder of the members that are not the student's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,22 @@ class Export:
     """What a job of the list leaves behind."""
 
     uri: str  # folder or fsspec URI
-    student: ModelSpec  # as the job's file has it
+    student: StudentSpec  # as the job's file has it
+
+    def of(self, member: str | None) -> str:
+        """The folder or URI of one member; None: of the student's own export."""
+        if member is None or member == self.student.main:
+            return self.uri
+        return f"{self.uri.rpartition('/')[0]}/{MEMBERS}/{member}"
 
 
-def may_import(folder: str | Path, name: str, exports: Mapping[str, Export], field: str) -> bool:
+def may_import(
+    folder: str | Path,
+    name: str,
+    exports: Mapping[str, Export],
+    field: str,
+    member: str | None = None,
+) -> bool:
     """Whether loading a job's export imports code, which is then the code that the list names.
 
     Args:
@@ -30,16 +45,24 @@ def may_import(folder: str | Path, name: str, exports: Mapping[str, Export], fie
         name: of the job.
         exports: by job, at least of those that the student's own source goes back to.
         field: what refers to the export, for messages.
+        member: of that job's student; None: its own export.
 
     Raises:
         SpecError: the export names other code.
     """
     if not is_made(folder):
         return False
-    first = exports[name].student
-    while first.job is not None:
-        first = exports[first.job].student
+    student, alone = exports[name].student, None
+    first = student.model_of(member)
+    while True:
+        alone = alone or student.alone
+        if first.job is None:
+            break
+        student = exports[first.job].student
+        first = student.model_of(first.member)
     wanted = _named(first, field)
+    if wanted is not None and alone is not None:
+        wanted = wanted.only(alone)
     if wanted is None and first.allow_remote_code:
         return True
     found = read_made(folder, field)

@@ -101,8 +101,39 @@ def forward_logits(module: nn.Module, input_ids: Tensor, position_ids: Tensor) -
     return logits_of(_run(module, input_ids, position_ids))
 
 
+class NamedLogits(dict[str, Tensor]):
+    """What a classifier with several outputs returns: the logits of each by name, [R, V].
+
+    Args:
+        named: the outputs.
+        main: the name of the one that is the answer where one is wanted.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor], main: str) -> None:
+        super().__init__(named)
+        self._main = main
+
+    @property
+    def logits(self) -> Tensor:
+        """[R, V] of the main output."""
+        return self[self._main]
+
+
 def classify(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
-    """Logits of every example of a classifier.
+    """Logits of every example of a classifier; of one with several outputs the main one's.
+
+    Arguments and errors as in `classify_all`.
+
+    Returns:
+        [R, V].
+    """
+    return classify_all(module, inputs)[0]
+
+
+def classify_all(
+    module: nn.Module, inputs: Mapping[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Logits of every example of a classifier, and those of each output of one with several.
 
     Args:
         module: any classifier of ours; see `load.load_model` for what an imported one must do.
@@ -111,7 +142,7 @@ def classify(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
             families find the last token of a text by that id and not by the mask.
 
     Returns:
-        [R, V].
+        [R, V], and by name [R, V]; nothing by name where it has one output.
 
     Raises:
         TypeError: the module returned something else.
@@ -122,14 +153,16 @@ def classify(module: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
     if padding is not None and "attention_mask" in given:
         hidden = given["attention_mask"] == 0
         given["input_ids"] = given["input_ids"].masked_fill(hidden, padding)
-    logits = logits_of(module(**given))
-    rows = next(iter(given.values())).shape[0]
-    if logits.ndim != 2 or logits.shape[0] != rows:
-        raise TypeError(
-            f"{type(module).__name__} returned logits of shape {list(logits.shape)} for {rows} "
-            "samples; a classifier returns [samples, classes]"
-        )
-    return logits
+    output = module(**given)
+    logits, rows = logits_of(output), next(iter(given.values())).shape[0]
+    named = dict(output) if isinstance(output, NamedLogits) else {}
+    for each in (logits, *named.values()):
+        if each.ndim != 2 or each.shape != (rows, logits.shape[1]):
+            raise TypeError(
+                f"{type(module).__name__} returned logits of shape {list(each.shape)} for {rows} "
+                "samples; a classifier returns [samples, classes]"
+            )
+    return logits, named
 
 
 def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:
@@ -137,20 +170,25 @@ def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:
 
     Args:
         module: causal model or classifier, by the batch's inputs.
-        head: its output head; None: it cannot be told apart, and logits are given.
+        head: its output head; None: it cannot be told apart, and logits are given, those of each
+            member too where there are several.
         batch: its own inputs.
     """
     if head is None:
-        return Outputs(logits=batch_logits(module, batch)[batch.mask])
+        return _logit_outputs(module, batch)
     hidden = forward_hidden(module, batch.inputs["input_ids"], batch.inputs["position_ids"])
     return Outputs(hidden=hidden[batch.mask], head=head)
 
 
-def batch_logits(module: nn.Module, batch: Batch) -> Tensor:
-    """[R, T, V]; T is 1 for a classifier."""
+def _logit_outputs(module: nn.Module, batch: Batch) -> Outputs:
+    """Without a head; of a classifier with several outputs those of each besides."""
     if "position_ids" in batch.inputs:
-        return forward_logits(module, batch.inputs["input_ids"], batch.inputs["position_ids"])
-    return classify(module, batch.inputs).unsqueeze(1)
+        ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
+        return Outputs(logits=forward_logits(module, ids, positions)[batch.mask])
+    logits, named = classify_all(module, batch.inputs)
+    learned = batch.mask[:, 0]
+    members = {name: Outputs(logits=each[learned]) for name, each in named.items()}
+    return Outputs(logits=logits[learned], members=members)
 
 
 def logits_of(output: Any) -> Tensor:

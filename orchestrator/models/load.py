@@ -6,6 +6,8 @@ the seed alone, so every rank builds the same. Imports torch and transformers; n
 or mlflow.
 """
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -13,7 +15,7 @@ from typing import Any, Literal
 from torch import nn
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.models import ModelSpec, RoleSpec
+from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
 from strategies.contract import Head
 
 from .build import MODEL_ERRORS, Resolve, build_module
@@ -21,6 +23,7 @@ from .fingerprint import role_fingerprint
 from .forward import packing_is_exact
 from .head import HeadForm, find_head_form, head_of, output_layer
 from .made import Made
+from .members import Members
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Loaded:
     head_form: HeadForm | None = None
     made: Made | None = None
     """What makes the module, if it came by an import path."""
+    members: "Mapping[str, Loaded]" = dataclasses.field(default_factory=dict)
+    """Those of which the module is put together, by name; none of most."""
 
     def head(self) -> Head | None:
         """The output head with the module's live parameters, or None; see `head.head_of`."""
@@ -73,7 +78,8 @@ def load_model(
     """Load one role.
 
     Args:
-        spec: where the model comes from and how it is run. An `import` source names a callable
+        spec: where the model comes from and how it is run; of a student with members, each of
+            them is loaded and they are one module. An `import` source names a callable
             that returns an `nn.Module` when called with `arguments`. A causal one is called as
             `module(input_ids=[R, T] int64, position_ids=[R, T] int64)`, without `position_ids` if
             its forward does not take them; a classifier as `module(**inputs)`: a text's
@@ -91,6 +97,10 @@ def load_model(
     Raises:
         SpecError: the model cannot be loaded as asked.
     """
+    if isinstance(spec, StudentSpec) and spec.members is not None:
+        how: dict[str, Any] = {"tokenizer": tokenizer, "resolve": resolve, "packing": packing}
+        how |= {"device": device, "for_training": for_training}
+        return _load_members(spec, seed, f"{field}.members", how)
     if spec.attention == "flash_attention_2" and device == "cpu":
         raise SpecError(
             f"{field}.attention",
@@ -107,6 +117,40 @@ def load_model(
     if not for_training:
         _ = loaded.fingerprint  # of the weights as loaded: read before anyone can change them
     return loaded
+
+
+def _load_members(spec: StudentSpec, seed: int, field: str, how: Mapping[str, Any]) -> Loaded:
+    """Each member, from a seed of its own, and all of them as one."""
+    assert spec.members is not None and spec.main is not None  # `load_model` has looked
+    members = {
+        name: load_model(
+            member,
+            seed=seed + place if member.seed is None else member.seed,
+            field=f"{field}.{name}",
+            **how,
+        )
+        for place, (name, member) in enumerate(spec.members.items())
+    }
+    main = members[spec.main]
+    for name, member in members.items():
+        if member.vocabulary != main.vocabulary:
+            raise SpecError(
+                f"{field}.{name}",
+                f"has {member.vocabulary} classes, and {spec.main} {main.vocabulary}",
+                "Use models of the same classes",
+            )
+    module = Members({n: m.module for n, m in members.items()}, spec.main, main.vocabulary)
+    module.train(how["for_training"])
+    return Loaded(
+        module=module,
+        task=spec.task,
+        vocabulary=main.vocabulary,
+        width=0,
+        head_kind="none",
+        config=None,
+        attention=main.attention,
+        members=members,
+    )
 
 
 def load_role_model(role: str, spec: RoleSpec, *, device: str, seed: int) -> Loaded:

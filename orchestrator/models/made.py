@@ -23,6 +23,10 @@ class Made:
     target: str  # package.module:callable
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    def only(self, output: str) -> "Made":
+        """What makes one output of a module that has several, without the others."""
+        return Made(self.target, {**self.arguments, "only": output})
+
     @property
     def text(self) -> str:
         """As JSON, equal for equal ones."""

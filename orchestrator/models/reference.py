@@ -6,16 +6,18 @@
 Promises: no batch statistics and no dropout, so the output of a sample depends on it alone; the
 switch of the skips (`residual`) leaves names and shapes of parameters, and fresh weights, as they
 are; `stages.0` gives the features after the first layer (of `blocks`: the first block), `stages.k`
-those k blocks later, to whoever looks inside. Imports torch only.
+those k blocks later, to whoever looks inside. Imports torch and what `forward` does.
 
 Shape letters: R samples, V classes.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+
+from .forward import NamedLogits
 
 Activation = Literal["relu", "gelu", "tanh"]
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -198,6 +200,106 @@ class Blocks(nn.Module):
                 x = self._activation(layer(x))
             x = stage(x)
         return self.head(x)
+
+
+def branches(
+    inputs: int,
+    classes: int,
+    branches: int = 3,
+    width: int = 64,
+    trunk: int = 1,
+    depth: int = 1,
+    activation: Activation = "relu",
+    only: str | None = None,
+) -> "Branches":
+    """Perceptrons that share their first layers, and a gate that mixes their logits: ONE.
+
+    Its outputs are `branch_0`, `branch_1`, ... and `ensemble`, [R, V] each: the sum of the logits
+    of all branches, weighted by a softmax of what the gate makes of the shared features.
+    Lan, Zhu, Gong, arXiv:1806.04606; their gate has batch statistics besides. The answer where one
+    is wanted is the ensemble.
+
+    Args:
+        inputs: numbers of a sample.
+        classes: V.
+        branches: how many, two or more.
+        width: of the hidden layers.
+        trunk: shared blocks of width by width after the first layer, which is shared too.
+        depth: further blocks of each branch.
+        activation: after each hidden layer.
+        only: an output that is wanted without the others; names of parameters stay as they are.
+
+    Raises:
+        ValueError: a size is too small, the activation is unknown, or there is no such output.
+    """
+    _check(activation, inputs=inputs, classes=classes, width=width, trunk=trunk + 1)
+    _check(activation, branches=branches - 1, depth=depth + 1)
+    names = [f"branch_{index}" for index in range(branches)]
+    if only is not None and only not in (*names, ENSEMBLE):
+        raise ValueError(f"only is {only!r}; use one of {', '.join(names)}, {ENSEMBLE}")
+    made = Branches(inputs, classes, names, width, trunk, depth, _ACTIVATIONS[activation])
+    return made if only is None or only == ENSEMBLE else made.keeping(only)
+
+
+ENSEMBLE = "ensemble"
+
+
+class Branches(nn.Module):
+    """See `branches`."""
+
+    def __init__(
+        self,
+        inputs: int,
+        classes: int,
+        names: Sequence[str],
+        width: int,
+        trunk: int,
+        depth: int,
+        activation: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.num_labels = classes
+        self._activation = activation
+        self.first = nn.Linear(inputs, width)
+        self.trunk = nn.ModuleList(nn.Linear(width, width) for _ in range(trunk))
+        self.shared = nn.Identity()
+        self.branches = nn.ModuleDict(
+            {
+                name: nn.ModuleDict(
+                    {
+                        "blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth)),
+                        "head": nn.Linear(width, classes),
+                    }
+                )
+                for name in names
+            }
+        )
+        self.gate: nn.Linear | None = nn.Linear(width, len(names))
+
+    def keeping(self, name: str) -> "Branches":
+        """With one branch and without the gate."""
+        self.branches = nn.ModuleDict({name: self.branches[name]})
+        self.gate = None
+        return self
+
+    def forward(self, features: Tensor) -> NamedLogits:
+        """[R, inputs] -> by name [R, V]."""
+        x = self._activation(self.first(features))
+        for block in self.trunk:
+            x = x + self._activation(block(x))
+        x = self.shared(x)
+        named = {name: self._branch(branch, x) for name, branch in self.branches.items()}
+        if self.gate is None:
+            return NamedLogits(named, next(iter(named)))
+        share = torch.softmax(torch.relu(self.gate(x)), 1)
+        stacked = torch.stack(list(named.values()), 1)
+        named[ENSEMBLE] = (share.unsqueeze(2) * stacked).sum(1)
+        return NamedLogits(named, ENSEMBLE)
+
+    def _branch(self, branch: Any, x: Tensor) -> Tensor:
+        for block in branch["blocks"]:
+            x = x + self._activation(block(x))
+        return branch["head"](x)
 
 
 class MLP(nn.Module):

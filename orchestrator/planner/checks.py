@@ -41,7 +41,7 @@ def preflight(jobs: Sequence[JobSpec], free_bytes: Callable[[Path], int] | None 
         check_sources(job.data, f"{prefix}data")
         check_lengths(job, jobs[:index], prefix)
         check_head(jobs, index, prefix)
-        for name, model in _models(job).items():
+        for name, model in job.models.items():
             _check_model(model, prefix + name)
         for name, target in _imports(job.objective):
             check_import(target, prefix + name)
@@ -79,10 +79,6 @@ def check_run_folder(path: str | Path, jobs: Sequence[JobSpec]) -> None:
             f"belongs to another job ({names}{_difference(owners, jobs)})",
             "Choose another name or storage, or go on with that run: stillhouse resume",
         )
-
-
-def _models(job: JobSpec) -> dict[str, ModelSpec]:
-    return {"student": job.student, **{f"roles.{name}": role for name, role in job.roles.items()}}
 
 
 def _imports(objective: ObjectiveSpec) -> Iterator[tuple[str, str]]:

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from orchestrator.errors import SpecError
 from orchestrator.signals.asks import ask_of
@@ -105,15 +105,23 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
     for index, (name, term) in enumerate(zip(objective.names, objective.terms, strict=True)):
         if not isinstance(term, FeatureTermSpec):
             continue
-        finder = _Finder(job, f"objective.terms.{index}", term, student, describe(term.role))
+        own = _below(job, term.member)
+        peer = _below(job, term.peers[0]) if term.peers else ""
+        other = _part(student, peer) if term.peers else describe(term.role)
+        field_ = f"objective.terms.{index}"
+        finder = _Finder(job, field_, term, _part(student, own), other, own)
         found = finder.pairs()
         made = finder.projectors(name, found)
         projectors += made
         names = [one.name for one in made] or [None] * len(found)
+        found = [(own + ours, peer + theirs) for ours, theirs in found]
         pairs[name] = tuple(Pair(*both, one) for both, one in zip(found, names, strict=True))
-        if term.looks_at != "resident":  # whose weights are beside the student: nobody is asked
-            asked.setdefault((term.role, term.looks_at), []).extend(role for _, role in found)
         taken[term.looks_at] += [ours for ours, _ in found]
+        theirs = [role for _, role in found]
+        if term.peers:
+            taken[term.looks_at] += theirs
+        elif term.looks_at != "resident":  # whose weights are beside the student: nobody is asked
+            asked.setdefault((term.role, term.looks_at), []).extend(theirs)
     return LayerMaps(
         pairs,
         tuple(dict.fromkeys(taken["layers"])),
@@ -123,6 +131,36 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
         tuple(projectors),
         {f"{role}.{what}": _ask(job, role, what, paths) for (role, what), paths in asked.items()},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The inside of one member of a student, its paths the member's own."""
+
+    layers: Mapping[str, int]
+    attention: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]]
+    input_width: int
+
+
+def _below(job: JobSpec, member: str | None) -> str:
+    """What precedes a member's own paths in the student's."""
+    return "" if member is None or job.student.members is None else f"members.{member}."
+
+
+def _part(student: Described, prefix: str) -> Described:
+    if not prefix:
+        return student
+
+    def own(found: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            path.removeprefix(prefix): size
+            for path, size in found.items()
+            if path.startswith(prefix)
+        }
+
+    inside = own(student.layers), own(student.attention), own(student.shapes)
+    return _Part(*inside, student.input_width)
 
 
 def _ask(job: JobSpec, role: str, what: str, paths: Sequence[str]) -> SignalAsk:
@@ -144,8 +182,9 @@ class _Finder:
     job: JobSpec
     field: str
     term: FeatureTermSpec
-    student: Described
+    student: Described  # or the member that learns
     role: Described
+    prefix: str = ""  # of its paths in the whole student
 
     def pairs(self) -> list[tuple[str, str]]:
         """(module of the student, module of the role), in the spec's order."""
@@ -181,7 +220,7 @@ class _Finder:
             Projector(
                 f"{name}_{i}",
                 kind,
-                ours,
+                self.prefix + ours,
                 *both,
                 whole=isinstance(self.term, BlockwiseLogitsSpec),
                 lineage=self._lineage(kind, ours, theirs),
@@ -190,7 +229,7 @@ class _Finder:
         ]
 
     def _lineage(self, kind: str, ours: str, theirs: str) -> str:
-        return f"{kind}: {ours} -> {self.term.role}: {theirs}"
+        return f"{kind}: {self.prefix}{ours} -> {self.term.role}: {theirs}"
 
     def _matching(self, where: str, pattern: str, model: str, inside: Described) -> list[str]:
         known = inside.attention if self.term.looks_at == "attention" else inside.layers

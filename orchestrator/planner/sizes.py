@@ -13,7 +13,7 @@ from typing import Any
 from orchestrator.models.folder import is_adapter, weight_files
 from orchestrator.models.made import is_made
 from orchestrator.spec import JobSpec
-from orchestrator.spec.models import ModelSpec
+from orchestrator.spec.models import ModelSpec, StudentSpec
 
 _WIDTH = ("hidden_size", "n_embd", "d_model", "dim")
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
@@ -41,6 +41,8 @@ def model_size(
         earlier: the jobs before this one in its file; `{job: name}` models are looked up there.
         vocabulary: ids of the job's tokenizer: what a fresh architecture gets by default.
     """
+    if isinstance(spec, StudentSpec) and spec.members is not None:
+        return _together([model_size(one, earlier, vocabulary) for one in spec.members.values()])
     kind, value = spec.source
     classifier = spec.task == "classifier"
     if kind == "architecture":
@@ -53,8 +55,16 @@ def model_size(
     if kind == "job":
         for index, job in enumerate(earlier):
             if job.name == value:
-                return model_size(job.student, earlier[:index], vocabulary)
+                return model_size(job.student.model_of(spec.member), earlier[:index], vocabulary)
     return ModelSize()
+
+
+def _together(sizes: Sequence[ModelSize]) -> ModelSize:
+    """Of members, of the same classes."""
+    counts = [size.parameters for size in sizes]
+    known = [count for count in counts if count is not None]
+    classes = next((size.vocabulary for size in sizes if size.vocabulary is not None), None)
+    return ModelSize(sum(known) if len(known) == len(counts) else None, None, classes)
 
 
 def _from_config(config: Mapping[str, Any], stored: int | None, classifier: bool) -> ModelSize:

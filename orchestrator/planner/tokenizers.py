@@ -145,7 +145,8 @@ def local_tokenizers(job: JobSpec, earlier: Sequence[JobSpec]) -> dict[str, str]
 def _models(job: JobSpec) -> list[tuple[str, ModelSpec]]:
     names = dict.fromkeys((*job.used_roles, *job.data.writers))
     roles = [(f"roles.{name}", job.roles[name]) for name in names]
-    return [("student", job.student), *roles]
+    own = [(f"student{below}", model) for below, model in job.student.member_models().items()]
+    return [*own, *roles]
 
 
 def _of_earlier(name: str, earlier: Sequence[JobSpec]) -> str | None:

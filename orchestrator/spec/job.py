@@ -20,9 +20,11 @@ from pydantic import (
 )
 
 from strategies.specs import (
+    PEER,
     AdaptiveSchedule,
     CondenseSpec,
     CountingSchedule,
+    ImportedTerm,
     InputGradientsSpec,
     MovedSpec,
     ObjectiveSpec,
@@ -36,7 +38,7 @@ from strategies.specs.measures import OF_LABELS
 
 from .data import DataSpec, GeneratedSource
 from .diagnostics import DiagnosticSpec, LogitDistanceSpec, RankingSpec
-from .models import ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
+from .models import ModelSpec, ResourcesSpec, RoleSpec, StudentSpec, TopKEncoding
 from .refuse import refusal
 
 MiB, GiB = 1 << 20, 1 << 30
@@ -406,6 +408,12 @@ class JobSpec(Spec):
     """Bit-equal results whatever dies on the way: fixed shapes, deterministic kernels."""
 
     @property
+    def models(self) -> dict[str, ModelSpec]:
+        """Every model by its field: the student or each of its members, then the roles."""
+        own = {f"student{below}": model for below, model in self.student.member_models().items()}
+        return {**own, **{f"roles.{name}": role for name, role in self.roles.items()}}
+
+    @property
     def used_roles(self) -> tuple[str, ...]:
         """Served roles that somebody asks: the objective's, then the evaluation's."""
         measured = [role for one in self.evaluation.diagnostics for role in one.asked]
@@ -452,10 +460,9 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _models_read_the_data(self) -> "JobSpec":
-        models = {"student": self.student, **{f"roles.{k}": v for k, v in self.roles.items()}}
         task = self.data.task
         formats = "labelled_text or features" if task == "causal_lm" else "text or messages"
-        for field, model in models.items():
+        for field, model in {"student": self.student, **self.models}.items():
             if model.task != task:
                 raise refusal(
                     f"{field}.task",
@@ -537,6 +544,68 @@ class JobSpec(Spec):
                 f"is {against!r}, which is not defined (defined: {defined})",
                 f"Add roles.{against}, or remove it",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _members_are_there(self) -> "JobSpec":
+        parts = self.student.parts
+        known = ", ".join(parts) or "none: it is one model"
+        for index, term in enumerate(self.objective.terms):
+            field = f"objective.terms.{index}"
+            if parts and term.member is None:
+                raise refusal(
+                    f"{field}.member",
+                    f"is absent, and the student has several ({known})",
+                    f"Say which of them learns from {term.kind}",
+                )
+            if term.member is not None and term.member not in parts:
+                raise refusal(
+                    f"{field}.member",
+                    f"is {term.member!r}, which the student does not have ({known})",
+                    "Name one of its members" if parts else "Remove it, or give student.members",
+                )
+            for peer in term.peers:
+                if peer not in parts:
+                    raise refusal(
+                        f"{field}.role",
+                        f"is {PEER}{peer}, and the student has no such member ({known})",
+                        "Name one of its members" if parts else "Name a role",
+                    )
+                if peer == term.member:
+                    raise refusal(
+                        f"{field}.role",
+                        f"is {PEER}{peer}, the member that learns: nothing is learned from oneself",
+                        "Name another member",
+                    )
+            if term.peers and term.looks_at == "resident":
+                raise refusal(
+                    f"{field}.role",
+                    f"is {PEER}{term.peers[0]}, which is trained, and {term.kind} wants weights "
+                    "that stay as they are",
+                    "Name a served role",
+                )
+            if term.member is not None and isinstance(term, ImportedTerm) and term.residents:
+                raise refusal(
+                    f"{field}.residents",
+                    f"are {', '.join(term.residents)}, whose weights would lie beside those of all "
+                    f"members ({known}) under other names",
+                    "Train that member alone, or name the roles in roles, whose logits are told",
+                )
+            if term.peers and "full" not in term.usable_encodings():
+                raise refusal(
+                    f"{field}.role",
+                    f"is {PEER}{term.peers[0]}, whose logits are told in full, from which "
+                    f"{term.kind} cannot be computed as it is asked for",
+                    "Learn from a served role, or remove what needs more than logits",
+                )
+        learning = {t.member for t in self.objective.terms if extremes(t.weight)[1] > 0}
+        for name in self.student.members or {}:
+            if name not in learning:
+                raise refusal(
+                    f"student.members.{name}",
+                    "learns from no term of a weight above 0",
+                    f"Add a term with member: {name}, or make it a role, which is not trained",
+                )
         return self
 
     @model_validator(mode="after")
@@ -700,6 +769,12 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _gradients_can_be_taken(self) -> "JobSpec":
         for index, term in enumerate(self.objective.terms):
+            if isinstance(term, InputGradientsSpec) and term.member is not None:
+                raise refusal(
+                    f"objective.terms.{index}.member",
+                    f"is {term.member}, and {term.kind} differentiates whole students only",
+                    "Train that model alone, or remove the term",
+                )
             if isinstance(term, InputGradientsSpec) and (why := _why_not_twice(self)) is not None:
                 field, problem, remedy = why
                 what = f", and objective.terms.{index} ({term.kind}) differentiates it twice"
@@ -779,7 +854,15 @@ def _why_not_beside(job: JobSpec, role: str) -> tuple[str, str, str] | None:
         )
     if job.student.lora is not None:
         return "student.lora", f"is set, so adapters are trained, {twin}", "Remove it"
+    if job.student.parts:
+        what = f"are {', '.join(job.student.parts)}, which have their weights together, {twin}"
+        return _parts_field(job), what, "Train one of them alone"
     return None
+
+
+def _parts_field(job: JobSpec) -> str:
+    """Which field of the student makes it several."""
+    return "student.outputs" if job.student.members is None else "student.members"
 
 
 def _has_shape(job: JobSpec) -> bool:
@@ -799,6 +882,10 @@ def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None
             f"is absent, and {field} asks for gradients by the features, however many they are",
             "Give it: [64] for 64 numbers in a row",
         )
+    if job.student.parts:
+        several = ", ".join(job.student.parts)
+        what = f"is {spec.kind}, which looks at whole students, and this one is several ({several})"
+        return f"{field}.kind", what, f"Remove it, or {_parts_field(job)}"
     if isinstance(job.pool, NoPool):
         what = "is none, and nobody has labelled samples that are moved during training"
         return "pool", what, "Give the job a pool"
@@ -867,6 +954,9 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
     if isinstance(spec, LogitDistanceSpec) and not _has_shape(job):
         what = f"is {spec.kind}, which moves features, and data.sources.0.format has no shape"
         return ".kind", what, "Give features a shape, or remove the diagnostic"
+    if isinstance(spec, LogitDistanceSpec) and job.student.alone is not None:
+        what = f"is {spec.kind}, which differentiates whole students, and student.export is one of "
+        return ".kind", what + "its outputs", "Remove the diagnostic, or student.export"
     if written and job.data.task == "classifier":
         return ".kind", f"is {spec.kind} with prompts, and a classifier writes nothing", "Remove it"
     if written and sum(written) > job.data.context:

@@ -216,12 +216,49 @@ def _check_list(jobs: Sequence[JobSpec]) -> None:
     for index, job in enumerate(jobs):
         if job.name in seen:
             raise SpecError(f"jobs.{index}.name", f"{job.name!r} is used twice", "Rename one job")
-        named = {"student": job.student, **{f"roles.{k}": v for k, v in job.roles.items()}}
-        for field, model in named.items():
-            if model.job is not None and model.job not in seen:
+        for field, model in job.models.items():
+            if model.job is None:
+                continue
+            if model.job not in seen:
+                raise _not_earlier(jobs, index, f"jobs.{index}.{field}.job", model.job, seen)
+            parts = tuple(seen[model.job].student.members or ())
+            if model.member is not None and model.member not in parts:
                 raise SpecError(
-                    f"jobs.{index}.{field}.job",
-                    f"names {model.job!r}, which is not an earlier job of this file",
-                    f"Earlier jobs: {', '.join(seen) or 'none'}",
+                    f"jobs.{index}.{field}.member",
+                    f"is {model.member!r}, which the student of job {model.job} does not have "
+                    f"({', '.join(parts) or 'none: it is one model'})",
+                    "Name one of its members" if parts else "Remove it",
                 )
         seen[job.name] = job
+
+
+def _not_earlier(
+    jobs: Sequence[JobSpec], index: int, field: str, name: str, seen: Mapping[str, JobSpec]
+) -> SpecError:
+    """Why a job cannot take another's student: there is none, it comes later, or both wait."""
+    needs = {job.name: [m.job for m in job.models.values() if m.job] for job in jobs}
+    if name in needs and (way := _way(needs, name, jobs[index].name)):
+        return SpecError(
+            field,
+            f"names {name!r}, and so each waits for the other's student, which is frozen only "
+            f"once it is trained ({' -> '.join((jobs[index].name, *way))})",
+            "Train them together, as student.members of one job whose terms name each other, or "
+            "leave one of the edges out",
+        )
+    remedy = f"Earlier jobs: {', '.join(seen) or 'none'}"
+    if name in needs:
+        remedy = f"Put job {name} first. {remedy}"
+    return SpecError(field, f"names {name!r}, which is not an earlier job of this file", remedy)
+
+
+def _way(needs: Mapping[str, Sequence[str]], start: str, end: str) -> list[str]:
+    """Jobs from `start` to `end`, each needing the next; empty if there is no such way."""
+    ways, known = [[start]], {start}
+    while ways:
+        way = ways.pop()
+        if way[-1] == end:
+            return way
+        following = [name for name in needs.get(way[-1], ()) if name not in known]
+        known.update(following)
+        ways += [[*way, name] for name in following]
+    return []

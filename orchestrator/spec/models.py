@@ -1,6 +1,7 @@
 """Where a model comes from, and how a role is run. Pydantic only."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -11,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from strategies.specs import Spec
+from strategies.specs import MEMBER_NAME, Spec
 
 from .refuse import refusal
 
@@ -79,6 +80,8 @@ class ModelSpec(Spec):
     `model_type` (fresh weights). import: `package.module:function`, a callable returning a module.
     """
 
+    sources: ClassVar[tuple[str, ...]] = SOURCES
+
     path: str | None = None
     """Folder in Hugging Face layout: config.json and safetensors."""
     hub: str | None = None
@@ -89,6 +92,8 @@ class ModelSpec(Spec):
     """MLflow model registry: `models:/name/version`."""
     job: str | None = None
     """The student of an earlier job of the same file."""
+    member: Annotated[str, Field(pattern=MEMBER_NAME)] | None = None
+    """Which member of that student; absent: the one that it exports as its own."""
     architecture: dict[str, Any] | None = None
     """Fresh weights: a transformers config with its `model_type`."""
     import_: Annotated[str | None, Field(alias="import", pattern=r"^[\w.]+:[\w.]+$")] = None
@@ -109,10 +114,10 @@ class ModelSpec(Spec):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ModelSpec":
-        given = [name for name in SOURCES if getattr(self, self._attribute(name)) is not None]
+        given = [name for name in self.sources if getattr(self, self._attribute(name)) is not None]
         if len(given) != 1:
             what = f"{len(given)} sources ({', '.join(given)})" if given else "no source"
-            raise ValueError(f"has {what}; give exactly one of {', '.join(SOURCES)}")
+            raise ValueError(f"has {what}; give exactly one of {', '.join(self.sources)}")
         if self.architecture is not None and not isinstance(
             self.architecture.get("model_type"), str
         ):
@@ -123,6 +128,8 @@ class ModelSpec(Spec):
             raise ValueError("arguments are only used with import; remove them")
         if self.revision and self.hub is None:
             raise ValueError("revision is only used with hub; remove it")
+        if self.member is not None and self.job is None:
+            raise ValueError("member is only used with job; remove it")
         return self
 
     @staticmethod
@@ -132,7 +139,7 @@ class ModelSpec(Spec):
     @property
     def source(self) -> tuple[str, Any]:
         """(kind, value) of the one source given."""
-        for name in SOURCES:
+        for name in self.sources:
             value = getattr(self, self._attribute(name))
             if value is not None:
                 return name, value
@@ -149,9 +156,29 @@ class LoraSpec(Spec):
     export: Literal["adapter", "merged"] = "merged"
 
 
-class StudentSpec(ModelSpec):
-    """The one role that is trained."""
+class MemberSpec(ModelSpec):
+    """One of several models that are trained together, each from a source of its own."""
 
+    seed: NonNegativeInt | None = None
+    """Of fresh weights; absent: the job's, plus the member's place, so that no two are alike."""
+
+
+class StudentSpec(ModelSpec):
+    """The one role that is trained: a model, or several that learn side by side.
+
+    `members` are models of their own; `outputs` are those of one module that gives several by name.
+    Terms do not tell the two apart.
+    """
+
+    sources: ClassVar[tuple[str, ...]] = (*SOURCES, "members")
+
+    members: dict[Annotated[str, Field(pattern=MEMBER_NAME)], MemberSpec] | None = None
+    """Classifiers by name, trained together on the same batches; terms say which of them learns."""
+    outputs: list[Annotated[str, Field(pattern=MEMBER_NAME)]] = []
+    """Names of the outputs of a module that gives several."""
+    export: str | None = None
+    """The member whose numbers and export are the student's; absent: the first. Of outputs: the one
+    that is exported without the others; absent: the whole module."""
     lora: LoraSpec | None = None
     trainable: list[str] | None = None
     """Module paths with wildcards that may change; absent: all (or the adapters, with lora)."""
@@ -163,6 +190,98 @@ class StudentSpec(ModelSpec):
                 "lora", "is set, and adapters are made for causal models only", "Remove it"
             )
         return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _members_have_its_task(cls, raw: Any) -> Any:
+        members = raw.get("members") if isinstance(raw, dict) else None
+        if not isinstance(members, dict) or "task" not in raw:
+            return raw
+        given = {
+            name: {"task": raw["task"], **member} if isinstance(member, dict) else member
+            for name, member in members.items()
+        }
+        return {**raw, "members": given}
+
+    @model_validator(mode="after")
+    def _members_are_several(self) -> "StudentSpec":
+        if self.members is not None and len(self.members) < 2:
+            raise refusal(
+                "members",
+                f"are {', '.join(self.members) or 'none'}, and members learn beside each other",
+                "Name two or more, or give the model's source without members",
+            )
+        if self.members is not None and self.outputs:
+            raise refusal(
+                "outputs",
+                f"are {', '.join(self.outputs)} beside members, whose names are the outputs",
+                "Remove it",
+            )
+        for index, name in enumerate(self.outputs):
+            if name in self.outputs[:index]:
+                raise refusal(f"outputs.{index}", f"is {name!r} again", "Name each once")
+        for name, member in (self.members or {}).items():
+            if member.task != self.task:
+                raise refusal(
+                    f"members.{name}.task",
+                    f"is {member.task}, and the student's is {self.task}",
+                    f"Set it to {self.task}, or remove it",
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _several_are_classifiers(self) -> "StudentSpec":
+        if self.parts and self.task != "classifier":
+            field = "outputs" if self.members is None else "members"
+            raise refusal(
+                field,
+                f"are {', '.join(self.parts)}, and task is {self.task}: several models learn side "
+                "by side as classifiers only",
+                "Set task to classifier, or train one causal model after the other, each with the "
+                "one before as a role {job: ...}",
+            )
+        if self.export is not None and self.export not in self.parts:
+            known = ", ".join(self.parts) or "none: the student is one model"
+            raise refusal(
+                "export",
+                f"is {self.export!r}, which is no member ({known})",
+                "Name one of them, or remove it",
+            )
+        return self
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of what learns beside each other: members, or outputs; none for most students."""
+        return tuple(self.outputs if self.members is None else self.members)
+
+    @property
+    def main(self) -> str | None:
+        """The member that stands for the student where one is wanted."""
+        return self.export if self.members is None else self.export or self.parts[0]
+
+    @property
+    def alone(self) -> str | None:
+        """The output that is exported without the others; None: the module is exported whole."""
+        return self.export if self.outputs else None
+
+    def member_models(self) -> dict[str, ModelSpec]:
+        """Its models by their field below the student's: itself under "", or its members."""
+        if self.members is None:
+            return {"": self}
+        return {f".members.{name}": member for name, member in self.members.items()}
+
+    def with_models(self, change: Callable[[Any], Any]) -> "StudentSpec":
+        """The same with its model, or each of its members, changed."""
+        if self.members is None:
+            return change(self)
+        members = {name: change(member) for name, member in self.members.items()}
+        return self.model_copy(update={"members": members})
+
+    def model_of(self, member: str | None) -> ModelSpec:
+        """The model that a member is; of a student that is one, or None, itself or its main one."""
+        if self.members is None:
+            return self
+        return self.members[member or self.main or ""]
 
 
 class ResourcesSpec(Spec):

@@ -22,7 +22,8 @@ def absolute_paths(job: JobSpec) -> JobSpec:
             raw["tokenizer"] = _absolute(raw["tokenizer"])
 
     raw = job.model_dump(mode="json", by_alias=True)
-    for part in (raw["student"], *raw["roles"].values()):
+    members = raw["student"]["members"] or {}
+    for part in (raw["student"], *members.values(), *raw["roles"].values()):
         model(part)
     sources = raw["data"]["sources"]
     for source in [*sources, *_nested(sources)]:

@@ -1,7 +1,8 @@
 """The trained student as a plain Hugging Face folder in the run directory."""
 
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import fsspec
@@ -9,14 +10,17 @@ import torch
 from safetensors.torch import load, save
 
 from orchestrator.models.export import export_folder, generate
+from orchestrator.models.exported import Export
 from orchestrator.models.fingerprint import weights_sha256
-from orchestrator.models.load import load_model
+from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.lora import apply_lora
+from orchestrator.spec import JobSpec
 from orchestrator.spec.models import ModelSpec
 
 from .engine import Engine
 from .inside import Inside
 from .records import PROJECTORS, StudentJob
+from .start import in_float32
 
 PREFIX = "model."  # StudentModule's attribute
 INSIDE = "inside."  # likewise
@@ -29,6 +33,7 @@ class Exported:
     folder: str
     weights_sha256: str
     generated: str | None
+    members: dict[str, str] = field(default_factory=dict)  # where the others are, by name
 
 
 def export_student(job: StudentJob, engine: Engine, inside: Inside | None) -> Exported:
@@ -63,7 +68,7 @@ def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     spec = job.spec
     lora = spec.student.lora
     loaded = load_model(
-        spec.student.model_copy(update={"dtype": "float32"}),
+        spec.student.with_models(in_float32),
         tokenizer=job.tokenizer,
         seed=spec.seed,
         field="student",
@@ -73,17 +78,45 @@ def _write(job: StudentJob, weights: dict[str, torch.Tensor]) -> Exported:
     module = loaded.module
     module.load_state_dict(weights, strict=True)
     sha = weights_sha256(module)
-    module.to(getattr(torch, spec.student.dtype))
-    fs, root = fsspec.core.url_to_fs(job.run_folder)
-    target = f"{root.rstrip('/')}/export"
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "export"
-        export_folder(module, job.tokenizer, folder, lora, loaded.made)
-        generated = _sample(job, folder)
-        if fs.exists(target):
-            fs.rm(target, recursive=True)
-        fs.put(f"{folder}/", target, recursive=True)
-    return Exported(f"{job.run_folder.rstrip('/')}/export", sha, generated)
+    for name, part in (loaded.members or {None: loaded}).items():
+        part.module.to(getattr(torch, spec.student.model_of(name).dtype))
+    places = Export(f"{job.run_folder.rstrip('/')}/export", spec.student)
+    generated, others = None, dict[str, str]()
+    for name, part in _parts(spec, loaded).items():
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / "export"
+            export_folder(part.module, job.tokenizer, folder, lora, part.made)
+            if places.of(name) == places.uri:
+                generated = _sample(job, folder)
+            else:
+                others[str(name)] = places.of(name)
+            _put(folder, places.of(name))
+    return Exported(places.uri, sha, generated, others)
+
+
+def _parts(spec: JobSpec, loaded: Loaded) -> Mapping[str | None, Loaded]:
+    """What is exported, each in a folder of its own: by member, or the student itself."""
+    alone, made = spec.student.alone, loaded.made
+    if alone is None or made is None:
+        return {**loaded.members} or {None: loaded}
+    only = made.only(alone)
+    chosen = ModelSpec.model_validate(
+        {"import": only.target, "arguments": only.arguments, "task": spec.student.task}
+    )
+    found = load_model(chosen, field="student.export")
+    whole = loaded.module.state_dict()
+    found.module.load_state_dict({name: whole[name] for name in found.module.state_dict()})
+    found.module.to(getattr(torch, spec.student.dtype))
+    return {None: found}
+
+
+def _put(folder: Path, uri: str) -> None:
+    """A folder of this machine to its place, in which nothing else remains."""
+    fs, target = fsspec.core.url_to_fs(uri)
+    if fs.exists(target):
+        fs.rm(target, recursive=True)
+    fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+    fs.put(f"{folder}/", target, recursive=True)
 
 
 def _sample(job: StudentJob, folder: Path) -> str | None:

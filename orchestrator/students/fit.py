@@ -10,7 +10,7 @@ from orchestrator.data import TokenData, collation, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.build import MODEL_ERRORS
 from orchestrator.models.capture import differentiable
-from orchestrator.models.forward import classify, evaluating, input_device
+from orchestrator.models.forward import classify_all, evaluating, input_device
 from orchestrator.models.load import Loaded
 from orchestrator.models.ranking import LightGCN
 from orchestrator.signals.layouts import check_differentiable
@@ -85,8 +85,11 @@ def _check_items(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:
             f"scores {loaded.vocabulary} items, and the data have {data.classes}",
             f"Give it {data.classes}",
         )
-    graph, edges = loaded.module, torch.from_numpy(data.edges)
-    if isinstance(graph, LightGCN) and not torch.equal(graph.edges.cpu(), edges):
+    edges = torch.from_numpy(data.edges)
+    for one in (*loaded.members.values(), loaded):
+        graph = one.module
+        if not isinstance(graph, LightGCN) or torch.equal(graph.edges.cpu(), edges):
+            continue
         raise SpecError(
             "student.arguments",
             f"make a graph of {graph.edges.shape[1]} interactions, and the data train on "
@@ -110,7 +113,7 @@ def _check_runs(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:
     given = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.inputs.items())
     try:
         with torch.no_grad(), evaluating(loaded.module):
-            classes = classify(loaded.module, batch.inputs).shape[1]
+            logits, named = classify_all(loaded.module, batch.inputs)
     except MODEL_ERRORS as error:
         raise SpecError(
             "student",
@@ -118,9 +121,25 @@ def _check_runs(spec: JobSpec, data: TokenData, loaded: Loaded) -> None:
             "Give it what it takes: shape and input of data.sources.*.format, data.context, or "
             "another model",
         ) from error
-    if classes != loaded.vocabulary:
+    if logits.shape[1] != loaded.vocabulary:
         raise SpecError(
             "student",
-            f"says that it has {loaded.vocabulary} classes, and gives {classes} logits a sample",
+            f"says that it has {loaded.vocabulary} classes, and gives {logits.shape[1]} logits a "
+            "sample",
             "Correct num_labels, or the model",
+        )
+    wanted = spec.student.outputs
+    if wanted and set(wanted) != set(named):
+        raise SpecError(
+            "student.outputs",
+            f"are {', '.join(wanted)}, and {type(loaded.module).__name__} gives "
+            f"{', '.join(named) or 'one, without a name'}",
+            "Name those that it gives, or use a module that returns NamedLogits",
+        )
+    if spec.student.alone is not None and loaded.made is None:
+        raise SpecError(
+            "student.export",
+            f"is {spec.student.alone}, and {type(loaded.module).__name__} came by no import path, "
+            "which alone could make it without the others",
+            "Remove it, so that the module is exported whole",
         )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data import SampleStore, held_out_rows, share
-from orchestrator.evaluation.measure import Evaluation
+from orchestrator.evaluation.measure import Evaluation, Measured
 from orchestrator.spec.job import JobSpec
 from strategies.contract import Outputs
 from strategies.statistics import position_statistics
@@ -39,15 +39,18 @@ class HeldOut:
         """Rows of this rank's micro-batches; every rank has as many."""
         self._role = compared_role if asker.questions is not None else None
         self._labelled = data.has_labels
+        self._members, self._main = spec.student.parts, spec.student.main
         self._world = world
         self._times = 0
 
-    def measure(self) -> Evaluation | None:
+    def measure(self) -> Measured | None:
         """Summed over ranks. Collective; None without held-out data."""
         if not self.parts:
             return None
         self._times += 1
-        sums: dict[str, Tensor] = {}
+        sums: dict[str | None, dict[str, Tensor]] = {
+            member: {} for member in (*self._members, *([] if self._main else [None]))
+        }
         asks = {}
         if self._role is not None and self._asker.questions is not None:
             asks = {self._role: self._asker.questions.exact_ask(self._role)}
@@ -55,19 +58,27 @@ class HeldOut:
         for answered in self._asker.answered(self.store, self.parts, asks, work):
             self._add(sums, answered)
         if self._world > 1:
-            for name in sorted(sums):
-                torch.distributed.all_reduce(sums[name])
-        return Evaluation.from_sums({name: value.tolist() for name, value in sums.items()})
+            for each in sums.values():
+                for name in sorted(each):
+                    torch.distributed.all_reduce(each[name])
+        found = {
+            member: Evaluation.from_sums({name: value.tolist() for name, value in each.items()})
+            for member, each in sums.items()
+        }
+        return Measured(found[self._main], {member: found[member] for member in self._members})
 
-    def _add(self, sums: dict[str, Tensor], answered: Answered) -> None:
+    def _add(self, sums: dict[str | None, dict[str, Tensor]], answered: Answered) -> None:
         batch = answered.batch
         signal = None if self._role is None else answered.logits(self._role)
 
         def consume(outputs: Outputs) -> Tensor:
-            for name, value in position_statistics(outputs, batch, signal).items():
-                if not self._labelled and name not in WITHOUT_LABELS:
-                    continue
-                sums[name] = sums.get(name, torch.zeros_like(value, dtype=torch.float64)) + value
+            for member, each in sums.items():
+                found = position_statistics(outputs.of(member), batch, signal)
+                for name, value in found.items():
+                    if not self._labelled and name not in WITHOUT_LABELS:
+                        continue
+                    before = each.get(name, torch.zeros_like(value, dtype=torch.float64))
+                    each[name] = before + value
             return torch.zeros(())
 
         no_gradient(self._engine.module, batch, consume)

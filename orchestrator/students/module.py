@@ -34,6 +34,7 @@ class StudentModule(nn.Module):
         owed: the balance loss that a mixture of experts owes, if any.
         inside: takes what terms look at inside the model; None: nothing.
         frozen: parts of the model that stay as in evaluation: their buffers do not move either.
+        main: the output that stands for the student, of a model with several; None: its own choice.
     """
 
     def __init__(
@@ -43,8 +44,10 @@ class StudentModule(nn.Module):
         owed: OwedLoss | None = None,
         inside: Inside | None = None,
         frozen: Sequence[nn.Module] = (),
+        main: str | None = None,
     ) -> None:
         super().__init__()
+        self._main = main
         self._frozen = tuple(frozen)
         self.model = model
         self.inside = inside
@@ -78,7 +81,7 @@ class StudentModule(nn.Module):
         """
         with self._looking(batch, consume, look_inside) as consume:
             if not self._separable:
-                return consume(outputs_of(self.model, None, batch))
+                return consume(outputs_of(self.model, None, batch).of(self._main))
             ids, positions = batch.inputs["input_ids"], batch.inputs["position_ids"]
             if self._owed is None or owe is None:
                 return self._consumed(forward_hidden(self.model, ids, positions), batch, consume)

@@ -28,13 +28,16 @@ def settle(spec: JobSpec, rank: int) -> None:
     torch.use_deterministic_algorithms(spec.deterministic)
 
 
+def in_float32(model: Any) -> Any:
+    """A model's spec with master weights: the job's dtype is that of the export."""
+    return model.model_copy(update={"dtype": "float32"})
+
+
 def load_student(job: StudentJob) -> Loaded:
     """The student, equal on every rank, with its trainable part chosen."""
     spec = job.spec
     loaded = load_model(
-        spec.student.model_copy(
-            update={"dtype": "float32"}
-        ),  # master weights; dtype is the export's
+        spec.student.with_models(in_float32),
         device="cuda" if spec.training.resources.gpus else "cpu",
         tokenizer=job.tokenizer,
         for_training=True,
@@ -54,6 +57,7 @@ def load_student(job: StudentJob) -> Loaded:
         loaded = apply_lora(loaded, spec.student.lora, seed=spec.seed)
     if spec.student.trainable is not None:
         apply_trainable(loaded.module, spec.student.trainable)
+        _check_members_learn(spec, loaded)
     if spec.training.gradient_checkpointing:
         enable: Any = getattr(loaded.module, "gradient_checkpointing_enable", None)
         if enable is None:
@@ -64,3 +68,13 @@ def load_student(job: StudentJob) -> Loaded:
             )
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return loaded
+
+
+def _check_members_learn(spec: JobSpec, loaded: Loaded) -> None:
+    for name, member in loaded.members.items():
+        if not any(parameter.requires_grad for parameter in member.module.parameters()):
+            raise SpecError(
+                "student.trainable",
+                f"names nothing of member {name}, and terms say that it learns",
+                f"Add members.{name}, or make it a role, which is not trained",
+            )

@@ -25,6 +25,7 @@ from orchestrator.models.trainable import frozen_parts
 from orchestrator.planner.layer_maps import LayerMaps
 from orchestrator.pool.inside import maps_of
 from orchestrator.pool.source import SourceCounts
+from orchestrator.signals.records import RoleDescription
 from strategies.objective import build_objective
 from strategies.progress import Progress
 
@@ -102,10 +103,16 @@ def _maps(
     job: StudentJob, data: TokenData, loaded: Loaded, questions: Questions | None
 ) -> LayerMaps:
     """What terms look at inside student and roles, about which the questions then ask too."""
-    if questions is None or not job.spec.objective.looks_inside:
+    if not job.spec.objective.looks_inside:
         return LayerMaps()
-    maps = maps_of(job.spec, data, loaded, questions.source.describe)
-    questions.asks |= maps.asks
+
+    def describe(role: str) -> RoleDescription:
+        assert questions is not None  # a role is served
+        return questions.source.describe(role)
+
+    maps = maps_of(job.spec, data, loaded, describe)
+    if questions is not None:
+        questions.asks |= maps.asks
     return maps
 
 
@@ -140,7 +147,8 @@ class Run:
         frozen = [] if spec.student.trainable is None else frozen_parts(loaded.module)
         # Before ZeRO cuts them.
         self.parameters = sum(each.numel() for each in loaded.module.parameters())
-        module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen)
+        main = spec.student.main
+        module = StudentModule(loaded.module, loaded.head(), owed, self.inside, frozen, main)
         self.engine = Engine(module, spec, zero3_leaves(loaded.module))
         clock.lap("deepspeed")
         self.changing = changing_data(spec, data, self.engine, questions, rank, world)
@@ -222,6 +230,7 @@ class Run:
         return {
             **summary,
             "export": exported.folder,
+            **({"members": exported.members} if exported.members else {}),
             "weights_sha256": exported.weights_sha256,
             "generated": exported.generated,
         }

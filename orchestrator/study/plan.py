@@ -163,7 +163,7 @@ def _without_idle_roles(spec: JobSpec) -> JobSpec:
 
 
 def _models(spec: JobSpec) -> list[Any]:
-    return [spec.student, *spec.roles.values()]
+    return list(spec.models.values())
 
 
 def _referred(spec: JobSpec) -> list[str]:
@@ -186,7 +186,8 @@ def _renamed(spec: JobSpec, name: str, sources: Mapping[str, str]) -> JobSpec:
         return found if found.job is None else found.model_copy(update={"job": sources[found.job]})
 
     roles = {role: model(found) for role, found in spec.roles.items()}
-    return spec.model_copy(update={"name": name, "student": model(spec.student), "roles": roles})
+    student = spec.student.with_models(model)
+    return spec.model_copy(update={"name": name, "student": student, "roles": roles})
 
 
 def _check_one_place(specs: Sequence[JobSpec]) -> None:

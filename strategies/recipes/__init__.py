@@ -41,7 +41,9 @@ from .kd_topk import KDtopk
 from .label_smoothing_kd import LabelSmoothingKD
 from .modified_gradient import ModifiedGradient as ModifiedGradient
 from .multi_teacher import MultiTeacher
+from .mutual_learning import MutualLearning
 from .objective_adjustment import ObjectiveAdjustment
+from .one import One
 from .partial_variance import PartialVariance as PartialVariance
 from .relational import Relational
 from .reverse_kl import ReverseKL
@@ -100,6 +102,8 @@ _Published = (
     | BackwardPass
     | BoundarySamples
     | UnKD
+    | MutualLearning
+    | One
 )
 
 RecipeSpec = Annotated[_Published | ImportedRecipe, Field(discriminator="kind")]

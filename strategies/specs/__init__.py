@@ -50,6 +50,8 @@ from .schedules import extremes as extremes
 from .schedules import within as within
 from .targets import TargetSpec as TargetSpec
 from .targets import TransformSpec as TransformSpec
+from .term import MEMBER_NAME as MEMBER_NAME
+from .term import PEER as PEER
 from .term import TermBase as TermBase
 from .terms import AdaptiveKLSpec as AdaptiveKLSpec
 from .terms import AlphaBetaSpec as AlphaBetaSpec

@@ -44,7 +44,7 @@ class FeatureTermSpec(TermBase):
     """The served role to learn from."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.role,)
 
     @property

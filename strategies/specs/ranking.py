@@ -55,7 +55,7 @@ class StratifiedPairsSpec(RankTermSpec):
     """Items of a user and stratum that are looked at, the role's best."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.role,)
 
     @model_validator(mode="after")

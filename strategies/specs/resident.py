@@ -31,7 +31,7 @@ class RoleGradientSpec(TermBase):
     start of each run."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.role,)
 
     @property

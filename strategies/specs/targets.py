@@ -21,8 +21,8 @@ class TransformSpec(Spec):
     needs_labels: ClassVar[bool] = False
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
-        """Roles that it asks beside the term's own."""
+    def named_roles(self) -> tuple[str, ...]:
+        """Roles that it looks at beside the term's own."""
         return ()
 
 
@@ -124,7 +124,7 @@ class DeltaSpec(TransformSpec):
     student_base: str = "student_base"
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.teacher_base, self.student_base)
 
 
@@ -152,7 +152,7 @@ class MixSpec(TransformSpec):
     by: Literal["weights", "entropy"] = "weights"
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return tuple(self.roles)
 
     @model_validator(mode="after")

@@ -10,6 +10,10 @@ from .schedules import Number, within
 ImportPath = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """`package.module:function` of something of one's own."""
 
+MEMBER_NAME = r"^[a-z][a-z0-9_]{0,31}$"
+PEER = "student."
+"""Begins the name of a role that is no other model but a member of the student."""
+
 LooksAt = Literal["logits", "layers", "attention", "gradients", "resident"]
 """What a term wants of a role; `resident`: the role's own weights, beside the student."""
 
@@ -36,11 +40,24 @@ class TermBase(Spec):
     """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
     weight: Annotated[Number, within(0.0, float("inf"))] = 1.0
     """What the term's mean counts in the loss."""
+    member: Annotated[str, Field(pattern=MEMBER_NAME)] | None = None
+    """The member of the student that learns; of students that have several."""
+
+    @property
+    def named_roles(self) -> tuple[str, ...]:
+        """Roles that it looks at; `student.NAME` is a member of the student, of the same step."""
+        return ()
 
     @property
     def served_roles(self) -> tuple[str, ...]:
         """Roles that it asks."""
-        return ()
+        return tuple(role for role in self.named_roles if not role.startswith(PEER))
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Members of the student that it learns from."""
+        named = (role for role in self.named_roles if role.startswith(PEER))
+        return tuple(role.removeprefix(PEER) for role in named)
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:

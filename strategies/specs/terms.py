@@ -19,7 +19,7 @@ from .ranking import BprSpec, StratifiedPairsSpec
 from .resident import BlockwiseLogitsSpec, RoleGradientSpec
 from .schedules import Number, extremes, within
 from .targets import TargetSpec
-from .term import DENSE, DENSE_OR_TOPK, ImportPath, LooksAt, TermBase
+from .term import DENSE, DENSE_OR_TOPK, PEER, ImportPath, LooksAt, TermBase
 
 
 class CrossEntropySpec(TermBase):
@@ -40,7 +40,7 @@ class RoleTerm(TermBase):
     encodings: ClassVar[tuple[str, ...]] = DENSE_OR_TOPK
 
     role: str = "teacher"
-    """The served role to learn from."""
+    """The served role to learn from, or `student.NAME`, another member of the student."""
     target: list[TargetSpec] = []
     """What becomes of the role's distribution first, in order. Needs `full` or `hidden`."""
     where: Literal["role_right", "role_wrong"] | None = None
@@ -49,14 +49,23 @@ class RoleTerm(TermBase):
     """A factor for each position; the count stays that of the positions."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
-        others = (role for transform in self.target for role in transform.served_roles)
+    def named_roles(self) -> tuple[str, ...]:
+        others = (role for transform in self.target for role in transform.named_roles)
         return tuple(dict.fromkeys((self.role, *others)))
 
     @property
     def needs_labels(self) -> bool:
         measured = self.weigh_by is not None and self.weigh_by.measure in OF_LABELS
         return self.where is not None or measured or any(t.needs_labels for t in self.target)
+
+    @model_validator(mode="after")
+    def _positions_are_known_before(self) -> Self:
+        if self.where is not None and self.role.startswith(PEER):
+            raise ValueError(
+                f"where is {self.where} of {self.role}, and which positions those are must be "
+                "known before the student runs; weigh_by: {measure: role_right} looks at the same"
+            )
+        return self
 
     @property
     def groups(self) -> tuple[int, ...]:
@@ -301,7 +310,7 @@ class MeasureTerm(TermBase):
         return "teacher" if self.role is None else self.role
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return (self.looked_at,) if self.measure in OF_ROLES else ()
 
     @property
@@ -336,18 +345,29 @@ class ImportedTerm(TermBase):
     """Rows that it compares with each other; divides training.micro_batch."""
 
     @property
-    def served_roles(self) -> tuple[str, ...]:
+    def named_roles(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.roles, *self.residents)))
 
     @property
     def asked(self) -> tuple[tuple[str, LooksAt], ...]:
-        logits: list[tuple[str, LooksAt]] = [(role, "logits") for role in self.roles]
+        told = (role for role in self.roles if not role.startswith(PEER))
+        logits: list[tuple[str, LooksAt]] = [(role, "logits") for role in told]
         beside: list[tuple[str, LooksAt]] = [(role, "resident") for role in self.residents]
         return (*logits, *beside)
 
     @property
     def groups(self) -> tuple[int, ...]:
         return () if self.group is None else (self.group,)
+
+    @model_validator(mode="after")
+    def _members_have_no_frozen_weights(self) -> Self:
+        for role in self.residents:
+            if role.startswith(PEER):
+                raise ValueError(
+                    f"residents name {role}, a member of the student, and what is beside it is "
+                    "frozen; name it in roles, whose logits are told, or name a served role"
+                )
+        return self
 
 
 TermSpec = Annotated[

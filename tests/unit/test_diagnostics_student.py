@@ -183,8 +183,9 @@ def test_held_out_numbers_that_need_labels_are_those_of_labelled_data(label: str
         data={"sources": [source]}, objective={"terms": terms}, roles={"teacher": teacher}
     )
     store = SampleStore.of([Sample("s", np.arange(9, dtype=np.int32), np.arange(9) > 0)])
-    found = HeldOut(engine, store, spec, 0, 1, asker, "teacher").measure()
-    assert found is not None
+    measured = HeldOut(engine, store, spec, 0, 1, asker, "teacher").measure()
+    assert measured is not None and not measured.members
+    found = measured.own
     assert found.kl is not None and found.top1_agreement is not None
     for value in (found.student_loss, found.student_accuracy, found.teacher_loss):
         assert (value is None) == (label is None)

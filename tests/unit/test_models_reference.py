@@ -18,7 +18,7 @@ from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.made import MADE_FILE, is_made, made_by, read_made
 from orchestrator.models.reference import blocks, conv, mlp, pair
 from orchestrator.planner.sizes import model_size
-from orchestrator.spec.models import ModelSpec
+from orchestrator.spec.models import ModelSpec, StudentSpec
 
 FEATURES = torch.randn(5, 64, generator=torch.Generator().manual_seed(1))
 
@@ -158,14 +158,14 @@ def test_code_named_by_a_folder_is_imported_by_consent_only(tmp_path: Path) -> N
 def test_an_earlier_jobs_export_names_the_code_of_the_list_or_is_refused(tmp_path: Path) -> None:
     loaded, folder = exported(tmp_path)
     assert loaded.made is not None
-    named = ModelSpec(**{"import": loaded.made.target}, arguments=loaded.made.arguments)
-    later = ModelSpec(job="first")
+    named = StudentSpec(**{"import": loaded.made.target}, arguments=loaded.made.arguments)
+    later = StudentSpec(job="first")
     exports = {"first": Export(str(folder), named), "second": Export(str(folder), later)}
     assert may_import(folder, "first", exports, "student.job")
     assert may_import(folder, "second", exports, "student.job")
-    by_path = {"first": Export(str(folder), ModelSpec(path=str(folder), allow_remote_code=True))}
+    by_path = {"first": Export(str(folder), StudentSpec(path=str(folder), allow_remote_code=True))}
     assert may_import(folder, "first", by_path, "student.job")
-    fresh = {"first": Export(str(folder), ModelSpec(architecture={"model_type": "llama"}))}
+    fresh = {"first": Export(str(folder), StudentSpec(architecture={"model_type": "llama"}))}
     with pytest.raises(SpecError, match=r"job first is made by no code.*run that job again"):
         may_import(folder, "first", fresh, "roles.teacher.job")
     changed = (folder / MADE_FILE).read_text().replace(loaded.made.target, "os:system")

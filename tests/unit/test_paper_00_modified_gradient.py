@@ -15,7 +15,7 @@ from tiny_models import tiny
 from torch import Tensor, nn
 
 from orchestrator.data import collation, held_out_rows, prepare
-from orchestrator.models.forward import batch_logits
+from orchestrator.models.forward import classify, forward_logits
 from orchestrator.models.load import Loaded, load_model
 from orchestrator.models.resident import ResidentRole
 from orchestrator.spec.diagnostics import ModifiedGradientSpec
@@ -39,7 +39,11 @@ def plain_gradient(loaded: Loaded, batch: Batch) -> dict[str, Tensor]:
     """Of the mean cross entropy, by plain torch."""
     frozen = [p for p in loaded.module.parameters() if not p.requires_grad]
     loaded.module.requires_grad_(True)
-    logits = batch_logits(loaded.module, batch)[batch.mask]
+    if "position_ids" in batch.inputs:
+        given = batch.inputs["input_ids"], batch.inputs["position_ids"]
+        logits = forward_logits(loaded.module, *given)[batch.mask]
+    else:
+        logits = classify(loaded.module, batch.inputs)[batch.mask[:, 0]]
     found = gradients_of(nn.functional.cross_entropy(logits, batch.kept_targets), loaded)
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -9,11 +9,12 @@ import digits
 import pytest
 import residents
 import tiny
+import torch
 from classifiers import BERT
 from pydantic import ValidationError
-from residents import mlp, resident
+from residents import gradients_of, loss_of, mlp, resident
 
-from orchestrator.data import TokenData, prepare
+from orchestrator.data import TokenData, collation, prepare
 from orchestrator.errors import SpecError
 from orchestrator.models.load import load_model
 from orchestrator.planner.layer_maps import LayerMaps
@@ -21,9 +22,13 @@ from orchestrator.pool.inside import maps_of
 from orchestrator.signals.records import RoleDescription
 from orchestrator.spec import JobSpec
 from orchestrator.spec.explain import explain
+from orchestrator.students.batches import to_device
 from orchestrator.students.diagnostics.suite import check_diagnostics
+from orchestrator.students.inside import Inside
+from orchestrator.students.module import StudentModule
 from orchestrator.students.records import StudentJob
 from orchestrator.students.residents import check_joins, check_twins, open_residents
+from strategies.objective import build_objective
 from strategies.pairs import Pair
 
 MODIFIED = {"recipe": {"kind": "modified_gradient"}}
@@ -132,6 +137,37 @@ def test_a_diagnostic_has_its_role_beside_the_student_too(data: TokenData) -> No
         check_diagnostics(job(MODIFIED, evaluation=many), data, {})
 
 
+def test_a_member_goes_on_through_the_role_as_it_would_alone(data: TokenData) -> None:
+    term = blockwise("stages.1", "stages.2", projector="linear")["terms"][0]
+    each = {"a": digits.student(width=6), "b": digits.student(width=8)}
+    role = digits.student(width=12, depth=3)
+    several = job(
+        {"terms": [{"kind": "cross_entropy", "member": "a"}, {**term, "member": "b"}]},
+        {"task": "classifier", "members": each},
+        role,
+    )
+    alone = job({"terms": [term]}, each["b"], role)
+    found = []
+    for spec, seed in ((several, 0), (alone, 1)):  # the second member's fresh weights
+        student = load_model(spec.student, for_training=True, seed=seed)
+        served = load_model(spec.roles["teacher"], seed=spec.seed)
+        maps = maps_of(spec, data, student, lambda _, s=served: described(s, alone, data))
+        beside = open_residents(told(spec), data, student, maps)
+        assert not maps.asks
+        module = StudentModule(
+            student.module, None, inside=Inside(maps, seed=1), main=spec.student.main
+        )
+        objective = build_objective(spec.objective, maps.pairs, residents=beside)
+        batch = to_device(collation(spec.data)(data.train, [(0,), (1,)]), torch.device("cpu"))
+        loss, sums = loss_of(module, objective, batch)
+        found.append((sums["blockwise_logits"], gradients_of(loss, student)))
+    (ours, mine), (theirs, wanted) = found
+    assert ours == pytest.approx(theirs, rel=1e-6) and theirs > 0
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(mine[f"members.b.{name}"], gradient)
+    assert float(wanted["blocks.0.weight"].abs().max()) > 0
+
+
 def test_layers_that_fit_are_joined(data: TokenData) -> None:
     spec = job(blockwise("stages.*", "stages.*"), role=digits.student(width=8, depth=5))
     assert list(opened(spec, data)) == ["teacher"]
@@ -173,7 +209,10 @@ def test_a_layer_of_another_form_is_refused(data: TokenData) -> None:
     batch = residents.sentences(2)
     arrays = {name: x.numpy() for name, x in batch.inputs.items()}
     laid = SimpleNamespace(
-        inputs=arrays, targets=batch.targets.numpy(), sample_index=batch.targets.numpy()
+        inputs=arrays,
+        targets=batch.targets.numpy(),
+        sample_index=batch.targets.numpy(),
+        labelled=None,
     )
     found: Any = SimpleNamespace(train=[0, 1])
     with pytest.MonkeyPatch.context() as patch:
