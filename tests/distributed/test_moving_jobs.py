@@ -59,6 +59,7 @@ class House:
                 "zero": self.zero,
                 "resources": {"cpus": 0.25},
                 "optimizer": {"lr": 1e-2, "eps": 1e-3},
+                "learning_rate": {"decay": "constant"},  # a part has fewer steps to decay over
                 "checkpoint": {"every_steps": 3},
             },
             evaluation={
