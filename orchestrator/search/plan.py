@@ -17,7 +17,7 @@ from orchestrator.spec.explain import nearest
 from orchestrator.spec.load import put, unshared, validate_jobs
 
 from .changing import check_population
-from .space import Recorded, Settings, Values, combinations, corners, drawn
+from .space import Recorded, Settings, Values, combinations, corners, drawn, values_of
 from .spec import Grid, Pb2Scheduler, PbtScheduler, SearchSpec
 
 LONGEST_NAME = 48
@@ -103,6 +103,33 @@ def settings_of(search: Search, values: Values) -> Settings:
         ValueError: they are not of this space.
     """
     return drawn(search.spec.space, Recorded(values))
+
+
+def fixed_values(search: Search, settings: Settings) -> Values | None:
+    """The values that a fixed trial has of what varies, its own or the job's; None: none of these
+    can be drawn."""
+    job = trial_job(search, settings, search.name).model_dump(mode="json", by_alias=True)
+    raw = unshared(search.job)
+    for path, value in settings.items():
+        put(raw, path.split("."), unshared(value), path)
+    try:
+        return values_of(search.spec.space, lambda path: _written(raw, job, path.split(".")))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _written(raw: Any, job: Any, keys: list[str]) -> Any:
+    """A field as it is written, or else its default."""
+    try:
+        return _found(raw, keys)
+    except (LookupError, TypeError):
+        return _found(job, keys)
+
+
+def _found(value: Any, keys: list[str]) -> Any:
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
 
 
 def some_job(search: Search) -> JobSpec:

@@ -127,7 +127,7 @@ def _learn(job: JobSpec, step: int, weight: float) -> float:
 
 
 class Draws:
-    """A searcher whose trials are a list."""
+    """A searcher whose trials are a list; those that are over do not come again."""
 
     def __init__(self, board: Board, settings: list[dict[str, float]]) -> None:
         self._board, self._settings, self._next = board, settings, 0
@@ -135,6 +135,9 @@ class Draws:
         self.told: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        over = {state.number for state in self._board.states if state.over}
+        while self._next in over:
+            self._next += 1
         number, known = self._next, len(self._board.states)
         if number >= known and self.stopping():
             return "FINISHED"
