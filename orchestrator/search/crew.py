@@ -202,7 +202,10 @@ class Crew:
             return
         with self._known:
             self._current.pop(lane, None)
-        self._conclude(number, cause)
+        if cause is None and trial.pause_at is not None:
+            self._pause(number)
+        else:
+            self._conclude(number, cause)
 
     def _attempt(self, trial: TrialJobs, place: int, job: JobSpec, lane: Lane) -> None:
         """One run of a job, from its newest checkpoint where an earlier attempt left one."""
@@ -220,14 +223,15 @@ class Crew:
     def _forget(self, number: int, place: int) -> None:
         self._board.note("run", number, place=place, run_id="")
 
+    def _pause(self, number: int) -> None:
+        """The leg has ended. Its next one may be on the board already."""
+        with self._known:
+            self._taken.discard(number)
+        self._exchange.post(number, {STEP: self._board.state(number).step}, last=True)
+        self._changed()
+
     def _conclude(self, number: int, cause: str | None) -> None:
         state = self._board.state(number)
-        if cause is None and state.status == "paused":
-            with self._known:
-                self._taken.discard(number)
-            self._exchange.post(number, {STEP: state.step}, last=True)
-            self._changed()
-            return
         if cause is None:
             missing = [goal.metric for goal in self._spec.goals if self._lacks(state, goal.metric)]
             cause = f"measured no {missing[0]}" if missing else None

@@ -18,7 +18,7 @@ from orchestrator.spec.load import put, unshared, validate_jobs
 
 from .changing import check_population
 from .space import Recorded, Settings, Values, combinations, corners, drawn, values_of
-from .spec import Grid, Pb2Scheduler, PbtScheduler, SearchSpec
+from .spec import Grid, HyperBandScheduler, Pb2Scheduler, PbtScheduler, SearchSpec
 
 LONGEST_NAME = 48
 """Of a search's job: its trials' names are longer."""
@@ -260,6 +260,8 @@ def _check_scheduler(search: Search, jobs: list[JobSpec]) -> None:
             "length",
             "Give every trial as many steps",
         )
+    if isinstance(scheduler, HyperBandScheduler | PbtScheduler | Pb2Scheduler):
+        _check_keeps_the_last(scheduler.kind, jobs)
     if isinstance(scheduler, PbtScheduler | Pb2Scheduler):
         return
     if not every <= scheduler.grace_steps < first.training.steps:
@@ -271,6 +273,19 @@ def _check_scheduler(search: Search, jobs: list[JobSpec]) -> None:
         )
 
 
+def _check_keeps_the_last(scheduler: str, jobs: list[JobSpec]) -> None:
+    """Legs end where trials are compared by what they are then, and what goes on is that state."""
+    for job in jobs:
+        best = job.training.checkpoint.best
+        if best is not None:
+            raise SpecError(
+                "training.checkpoint.best",
+                f"keeps the best state by {best.metric}, and search.scheduler {scheduler} pauses "
+                "trials and goes on from the last: a best of an earlier leg would be lost",
+                "Remove it, and run best.yaml with it; or use scheduler none, asha or median",
+            )
+
+
 def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
     spec = search.spec
     budget = spec.budget
@@ -280,6 +295,8 @@ def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
             "is absent, and draws have no end",
             "Give it, or use grids alone",
         )
+    if isinstance(spec.scheduler, PbtScheduler | Pb2Scheduler):
+        _check_bounds_a_population(spec)
     tokens = [tokens_of(job) for job in jobs]
     known = [each for each in tokens if each is not None]
     if budget.tokens is not None and known and budget.tokens < min(known):
@@ -289,6 +306,18 @@ def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
             "* training.global_batch * data.context)",
             f"Set it to {min(known)} or more",
         )
+
+
+def _check_bounds_a_population(spec: SearchSpec) -> None:
+    for name in ("tokens", "device_s", "hours"):
+        limit = getattr(spec.budget, name)
+        if limit is not None:
+            raise SpecError(
+                f"search.budget.{name}",
+                f"is {limit:g}, and stops new trials only, while all members of a population "
+                f"(search.scheduler {spec.scheduler.kind}) begin before any has used something",
+                "Remove it: search.budget.trials times training.steps is what a population takes",
+            )
 
 
 def tokens_of(job: JobSpec) -> int | None:
