@@ -241,6 +241,24 @@ def check_roles_fit(roles: Mapping[str, RoleSpec], inventory: Inventory) -> None
     _check_fits(_role_needs(roles), inventory)
 
 
+def beside_a_pool(
+    job: JobSpec, roles: Mapping[str, RoleSpec], inventory: Inventory
+) -> tuple[dict[str, float], dict[str, float]]:
+    """What a pool takes that serves many jobs, and what the workers of one such job take.
+
+    Args:
+        job: one of them.
+        roles: all that the pool serves; empty where it is a standing one.
+        inventory: of the cluster.
+
+    Raises:
+        SpecError: the cluster can never hold the two together; says the shortfall.
+    """
+    workers, served = _needs(job)[:1], _role_needs(roles)
+    _check_fits([*workers, *served], inventory)
+    return _sums(served), _sums(workers)
+
+
 def held_at_once(job: JobSpec, inventory: Inventory, most: int) -> int:
     """How many of a job the nodes hold side by side, if they are empty; not above `most`.
 

@@ -54,6 +54,12 @@ class Board:
         with self._lock:
             return self._states[number]
 
+    @property
+    def history(self) -> list[Entry]:
+        """All that happened to these trials, in order."""
+        with self._lock:
+            return [entry for entry in self._journal.entries if entry.trial in self._states]
+
     def note(self, kind: Kind, number: int, **facts: Any) -> State:
         """Write down what happened; the trial's new state."""
         with self._lock:

@@ -2,8 +2,7 @@
 
 A trial begins when Ray Tune has started its driver, which says so at the exchange. What a lane
 measures is in the journal before Ray Tune hears of it. A trial that is stopped gives its lane back
-with a checkpoint. Trials that the journal knows to be over are only told again, so that searcher
-and scheduler come to know what they knew.
+with a checkpoint.
 """
 
 import threading
@@ -18,8 +17,9 @@ from orchestrator.events import CheckpointWritten, Evaluated, Event, JobStarted,
 from orchestrator.series.drivers import Drivers, Lane
 from orchestrator.spec import JobSpec
 
-from .board import Board, goal_values, value_at
+from .board import Board, value_at
 from .journal import Kind, State
+from .past import last_numbers
 from .spec import STEP, SearchSpec, goal_name
 
 LISTEN_S = 1.0
@@ -148,17 +148,7 @@ class Crew:
                     self._queue.append(number)
                     self._known.notify_all()
             return
-        if state.status == "stopped":
-            *earlier, (step, value) = state.results
-            self._tell_again(number, earlier)
-            self._exchange.post(number, {STEP: step, goal_name(0): value}, last=True)
-        else:
-            self._tell_again(number, state.results)
-            self._exchange.post(number, self._final(state), last=True)
-
-    def _tell_again(self, number: int, results: Sequence[tuple[int, float]]) -> None:
-        for step, value in results:
-            self._exchange.post(number, {STEP: step, goal_name(0): value})
+        self._exchange.post(number, last_numbers(state, self._spec.goals) or {}, last=True)
 
     def _ask_to_stop(self) -> None:
         """Lanes whose trial nobody wants are asked, until they have let go of it."""
@@ -201,7 +191,6 @@ class Crew:
     def _do(self, lane: int, number: int, held: Lane) -> None:
         """Run a trial to its end, or until it is stopped."""
         trial, state = self._jobs_of(number), self._board.state(number)
-        self._tell_again(number, state.results)
         cause = None
         try:
             for place, job in enumerate(trial.jobs):
@@ -218,7 +207,10 @@ class Crew:
             return
         with self._known:
             self._current.pop(lane, None)
-        self._conclude(number, cause, paused=trial.pause_at is not None)
+        if cause is None and trial.pause_at is not None:
+            self._pause(number)
+        else:
+            self._conclude(number, cause)
 
     def _attempt(self, trial: TrialJobs, place: int, job: JobSpec, lane: Lane) -> None:
         """One run of a job, from its newest checkpoint where an earlier attempt left one."""
@@ -239,21 +231,21 @@ class Crew:
     def _forget(self, number: int, place: int) -> None:
         self._board.note("run", number, place=place, run_id="")
 
-    def _conclude(self, number: int, cause: str | None, *, paused: bool) -> None:
-        """A run or its leg has ended; of a leg more may have been decided already."""
+    def _pause(self, number: int) -> None:
+        """The leg has ended. Its next one may be on the board already."""
+        with self._known:
+            self._taken.discard(number)
+        self._exchange.post(number, {STEP: self._board.state(number).step}, last=True)
+        self._changed()
+
+    def _conclude(self, number: int, cause: str | None) -> None:
         state = self._board.state(number)
-        if cause is None and paused:
-            with self._known:
-                self._taken.discard(number)
-            self._exchange.post(number, {STEP: state.step}, last=True)
-            self._changed()
-            return
         if cause is None:
             missing = [goal.metric for goal in self._spec.goals if self._lacks(state, goal.metric)]
             cause = f"measured no {missing[0]}" if missing else None
         if cause is None:
             state = self._board.note("ended", number, status="done")
-            self._exchange.post(number, self._final(state), last=True)
+            self._exchange.post(number, last_numbers(state, self._spec.goals) or {}, last=True)
         else:
             self._board.note("ended", number, status="failed", error=cause)
             self._exchange.fail(number, cause)
@@ -262,13 +254,6 @@ class Crew:
     @staticmethod
     def _lacks(state: State, metric: str) -> bool:
         return any(value_at(each, metric) is None for each in state.summaries.values())
-
-    def _final(self, state: State) -> dict[str, float]:
-        """What Ray Tune hears of a trial that is done."""
-        values = goal_values(state, self._spec.goals)
-        numbers = {goal_name(i): value for i, value in enumerate(values) if value is not None}
-        steps = max((int(each.get("steps", 0)) for each in state.summaries.values()), default=0)
-        return {STEP: steps, **numbers}
 
     def _let_go(self, lane: int, number: int) -> None:
         """The run was stopped: by the scheduler, or with the whole search."""

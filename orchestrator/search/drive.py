@@ -17,6 +17,7 @@ from orchestrator.spec.paths import absolute_paths
 from .board import Board
 from .crew import Crew, Exchange, TrialJobs
 from .deciders import decider_of
+from .past import Numbers, Tried, past_of
 from .plan import Search, key_of, trial_job
 from .rounds import Decider
 from .umpire import Umpire, Whistle
@@ -71,7 +72,7 @@ def drive(
     """
     decider = decider_of(search)
     if decider is None:
-        choosing = _by_ray_tune(search, lanes, steps, storage)
+        choosing = _by_ray_tune(search, board, lanes, telling, steps, storage)
     else:
         choosing = _in_rounds(search, board, lanes, telling, decider)
     with choosing as way:
@@ -85,25 +86,43 @@ def drive(
             telling.event,
             telling.changed,
         )
-        suggestions = _suggestions(search, board, skipped, crew, telling, way.extra)
+        suggestions = _suggestions(search, board, skipped, crew, telling, way)
+        work = way.chooser(crew, suggestions)
         crew.start()
-        chooser = way.choose(crew, suggestions)
+        chooser = Chooser(work, crew.stop)
         interrupted = _wait(crew, chooser, way.let_go, telling)
-        crew.close()
+        interrupted = _close(crew, telling) or interrupted
     for error in (crew.broken, chooser.broken):
         if error is not None:
             raise error
     return interrupted
 
 
-class Chooser(Protocol):
-    """What chooses and stops trials, in a thread of its own."""
+class Chooser:
+    """What chooses and stops trials, in a thread of its own, where it takes no signals.
 
-    broken: BaseException | None
+    Args:
+        work: chooses until there is no more to choose.
+        stop: called if that breaks: nothing that runs would come to anything.
+    """
+
+    def __init__(self, work: Callable[[], None], stop: Callable[[], None]) -> None:
+        self._work, self._stop = work, stop
+        self.broken: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="chooser", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # kept, not swallowed: whoever waits raises it
+            self.broken = error
+            self._stop()
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it has ended, after at most so many seconds."""
-        ...
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,31 +130,42 @@ class Way:
     """How trials are chosen."""
 
     exchange: Exchange
-    choose: Callable[[Crew, "Suggestions"], Chooser]
-    """Begins to."""
+    chooser: Callable[[Crew, "Suggestions"], Callable[[], None]]
+    """Makes what chooses them."""
     let_go: Callable[[], None] = lambda: None
     """Called once the search is to stop."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What each suggestion says besides the trial's number."""
+    stops: Mapping[int, Numbers] = field(default_factory=dict)
+    """Trials that are stopped, and the numbers at which that was decided, where that is known."""
 
 
 @contextmanager
-def _by_ray_tune(search: Search, lanes: int, steps: int | None, storage: str) -> Iterator[Way]:
+def _by_ray_tune(
+    search: Search, board: Board, lanes: int, telling: Telling, steps: int | None, storage: str
+) -> Iterator[Way]:
     import ray
 
     from .exchange import start_exchange
-    from .tune import RayExchange, Tuning
+    from .stopping import stopping_of
+    from .tune import RayExchange, tuner_of
 
+    spec, scheduler = search.spec, stopping_of(search.spec, steps)
+    stops = {} if scheduler is None else scheduler.retell(board.history, board.states, spec.goals)
+    for number in stops:
+        if not board.state(number).over:
+            board.note("ended", number, status="stopped")
+            telling.changed()
     name = f"exchange-{uuid.uuid4().hex[:8]}"
     actor = start_exchange(name)
     exchange = RayExchange(actor)
-    extra = {"exchange": name, "goals": len(search.spec.goals)}
+    extra = {"exchange": name, "goals": len(spec.goals)}
 
-    def choose(crew: Crew, suggestions: "Suggestions") -> Tuning:
-        return Tuning(search.spec, suggestions, crew, lanes, steps, storage)
+    def chooser(crew: Crew, suggestions: "Suggestions") -> Callable[[], None]:
+        return tuner_of(spec, suggestions, scheduler, lambda: crew.stopping, lanes, storage)
 
     try:
-        yield Way(exchange, choose, exchange.close, extra)
+        yield Way(exchange, chooser, exchange.close, extra, stops)
     finally:
         ray.kill(actor)
         shutil.rmtree(storage, ignore_errors=True)
@@ -148,14 +178,16 @@ def _in_rounds(
     """The same without Ray Tune."""
     whistle, goals = Whistle(), search.spec.goals
 
-    def choose(crew: Crew, suggestions: "Suggestions") -> Rounds:
-        def umpire() -> Umpire:
+    def chooser(crew: Crew, suggestions: "Suggestions") -> Callable[[], None]:
+        def rounds() -> None:
             changed, stopping = telling.changed, lambda: crew.stopping
-            return Umpire(goals, board, decider, suggestions, whistle, lanes, changed, stopping)
+            umpire = Umpire(goals, board, decider, suggestions, whistle, lanes, changed, stopping)
+            while not crew.stopping and not umpire.advance(LOOK_S):
+                pass
 
-        return Rounds(umpire, crew)
+        return rounds
 
-    yield Way(whistle, choose)
+    yield Way(whistle, chooser)
 
 
 def _suggestions(
@@ -164,9 +196,9 @@ def _suggestions(
     skipped: Sequence[int],
     crew: Crew,
     telling: Telling,
-    extra: Mapping[str, Any],
+    way: Way,
 ) -> "Suggestions":
-    from .suggest import Suggestions, Tried
+    from .suggest import Suggestions
 
     telling.steps = crew.steps
 
@@ -176,36 +208,12 @@ def _suggestions(
         board.note("trial", trial.number, key=key_of(job), values=trial.values, settings=settings)
         telling.changed()
 
-    known = [Tried(each.number, each.values, each.settings) for each in board.states]
+    past = past_of(board.history, board.states, search.spec.goals, way.stops)
 
     def enough() -> bool:
         return crew.stopping or telling.used_up()
 
-    return Suggestions(search, known, skipped, enough, begin, extra)
-
-
-class Rounds:
-    """An umpire in a thread of its own, where it takes no signals."""
-
-    def __init__(self, umpire: Callable[[], Umpire], crew: Crew) -> None:
-        self._umpire, self._crew = umpire, crew
-        self.broken: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="rounds", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            umpire = self._umpire()
-            while not self._crew.stopping and not umpire.advance(LOOK_S):
-                pass
-        except BaseException as error:  # kept, not swallowed: whoever waits raises it
-            self.broken = error
-            self._crew.stop()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after at most so many seconds."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+    return Suggestions(search, past, skipped, enough, begin, way.extra)
 
 
 def _wait(crew: Crew, chooser: Chooser, close: Callable[[], None], telling: Telling) -> bool:
@@ -219,5 +227,18 @@ def _wait(crew: Crew, chooser: Chooser, close: Callable[[], None], telling: Tell
             if chooser.wait(LOOK_S):
                 return (asked or crew.stopping) and crew.broken is None
         except KeyboardInterrupt:
+            telling.event(Warned("search", "stopping after this step"))
+            crew.stop()
+
+
+def _close(crew: Crew, telling: Telling) -> bool:
+    """Wait for what still runs; whether that was interrupted."""
+    interrupted = False
+    while True:
+        try:
+            crew.close()
+            return interrupted
+        except KeyboardInterrupt:
+            interrupted = True
             telling.event(Warned("search", "stopping after this step"))
             crew.stop()

@@ -12,7 +12,7 @@ from typing import Any
 from .board import goal_values
 from .journal import State
 from .plan import Search
-from .space import Recorded, drawn
+from .space import Recorded, Recording, drawn
 
 LEAST_TRIALS = 4
 """That went to their end: of fewer nothing can be said."""
@@ -74,8 +74,7 @@ def importance(search: Search, states: Sequence[State]) -> dict[str, float]:
 def _as_trial(search: Search, state: State, value: float) -> Any:
     import optuna
 
-    asked = Distributions(Recorded(state.values))
+    known = Distributions(Recorded(state.values))
+    asked = Recording(known)  # a trial may hold values of what no longer varies
     drawn(search.spec.space, asked)
-    return optuna.trial.create_trial(
-        params=dict(state.values), distributions=asked.found, value=value
-    )
+    return optuna.trial.create_trial(params=asked.values, distributions=known.found, value=value)

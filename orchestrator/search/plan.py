@@ -17,8 +17,8 @@ from orchestrator.spec.explain import nearest
 from orchestrator.spec.load import put, unshared, validate_jobs
 
 from .changing import check_population
-from .space import Recorded, Settings, Values, combinations, corners, drawn
-from .spec import Grid, Pb2Scheduler, PbtScheduler, SearchSpec
+from .space import Recorded, Settings, Values, combinations, corners, drawn, values_of
+from .spec import Grid, HyperBandScheduler, Pb2Scheduler, PbtScheduler, SearchSpec
 
 LONGEST_NAME = 48
 """Of a search's job: its trials' names are longer."""
@@ -103,6 +103,33 @@ def settings_of(search: Search, values: Values) -> Settings:
         ValueError: they are not of this space.
     """
     return drawn(search.spec.space, Recorded(values))
+
+
+def fixed_values(search: Search, settings: Settings) -> Values | None:
+    """The values that a fixed trial has of what varies, its own or the job's; None: none of these
+    can be drawn."""
+    job = trial_job(search, settings, search.name).model_dump(mode="json", by_alias=True)
+    raw = unshared(search.job)
+    for path, value in settings.items():
+        put(raw, path.split("."), unshared(value), path)
+    try:
+        return values_of(search.spec.space, lambda path: _written(raw, job, path.split(".")))
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+def _written(raw: Any, job: Any, keys: list[str]) -> Any:
+    """A field as it is written, or else its default."""
+    try:
+        return _found(raw, keys)
+    except (LookupError, TypeError):
+        return _found(job, keys)
+
+
+def _found(value: Any, keys: list[str]) -> Any:
+    for key in keys:
+        value = value[int(key)] if isinstance(value, list) else value[key]
+    return value
 
 
 def some_job(search: Search) -> JobSpec:
@@ -233,6 +260,8 @@ def _check_scheduler(search: Search, jobs: list[JobSpec]) -> None:
             "length",
             "Give every trial as many steps",
         )
+    if isinstance(scheduler, HyperBandScheduler | PbtScheduler | Pb2Scheduler):
+        _check_keeps_the_last(scheduler.kind, jobs)
     if isinstance(scheduler, PbtScheduler | Pb2Scheduler):
         return
     if not every <= scheduler.grace_steps < first.training.steps:
@@ -244,6 +273,19 @@ def _check_scheduler(search: Search, jobs: list[JobSpec]) -> None:
         )
 
 
+def _check_keeps_the_last(scheduler: str, jobs: list[JobSpec]) -> None:
+    """Legs end where trials are compared by what they are then, and what goes on is that state."""
+    for job in jobs:
+        best = job.training.checkpoint.best
+        if best is not None:
+            raise SpecError(
+                "training.checkpoint.best",
+                f"keeps the best state by {best.metric}, and search.scheduler {scheduler} pauses "
+                "trials and goes on from the last: a best of an earlier leg would be lost",
+                "Remove it, and run best.yaml with it; or use scheduler none, asha or median",
+            )
+
+
 def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
     spec = search.spec
     budget = spec.budget
@@ -253,6 +295,8 @@ def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
             "is absent, and draws have no end",
             "Give it, or use grids alone",
         )
+    if isinstance(spec.scheduler, PbtScheduler | Pb2Scheduler):
+        _check_bounds_a_population(spec)
     tokens = [tokens_of(job) for job in jobs]
     known = [each for each in tokens if each is not None]
     if budget.tokens is not None and known and budget.tokens < min(known):
@@ -262,6 +306,18 @@ def _check_budget(search: Search, jobs: list[JobSpec]) -> None:
             "* training.global_batch * data.context)",
             f"Set it to {min(known)} or more",
         )
+
+
+def _check_bounds_a_population(spec: SearchSpec) -> None:
+    for name in ("tokens", "device_s", "hours"):
+        limit = getattr(spec.budget, name)
+        if limit is not None:
+            raise SpecError(
+                f"search.budget.{name}",
+                f"is {limit:g}, and stops new trials only, while all members of a population "
+                f"(search.scheduler {spec.scheduler.kind}) begin before any has used something",
+                "Remove it: search.budget.trials times training.steps is what a population takes",
+            )
 
 
 def tokens_of(job: JobSpec) -> int | None:

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from orchestrator.errors import Interrupted, SpecError, StillhouseError
-from orchestrator.events import Event, Phase
+from orchestrator.events import Event, Phase, Warned
 from orchestrator.series import folder as folders
 from orchestrator.series.folder import Folder, local_storage
 from orchestrator.series.rest import send_rest
 from orchestrator.spec import JobSpec
-from orchestrator.spec.job import EphemeralPool, StandingPool, TrackingSpec
+from orchestrator.spec.job import EphemeralPool, TrackingSpec
+from orchestrator.spec.models import RoleSpec
 from orchestrator.spec.paths import absolute_paths
 
 from .board import Board, best_of, front_of, goal_values, used_up
@@ -97,6 +98,8 @@ def run_search(
     )
     with open_journal(folder.journal) as journal:
         kept, skipped = _kept(search, states_of(journal.entries))
+        if skipped:
+            on_event(Warned("search", _not_kept(skipped)))
         board = Board(journal, kept)
         tracker = _tracker(search, first, folder)
         status = "failed"
@@ -154,6 +157,14 @@ def _kept(search: Search, states: Mapping[int, State]) -> tuple[list[int], list[
     return kept, skipped
 
 
+def _not_kept(skipped: Sequence[int]) -> str:
+    numbers = ", ".join(map(str, skipped))
+    return (
+        f"trials {numbers} are not kept, since the search no longer makes them as they were (the "
+        "file has changed, or a default with a new version): others are run in their place"
+    )
+
+
 def _same(search: Search, state: State) -> bool:
     try:
         settings = settings_of(search, state.values) if state.values else state.settings
@@ -190,7 +201,7 @@ def _work(
 
     started = join_ray(jobs[0].ray.address)
     try:
-        lanes = lanes_for(jobs[0], inventory(), parallel or search.spec.concurrency)
+        lanes = lanes_for(jobs, inventory(), parallel or search.spec.concurrency)
         total = trials_of(search.spec)
         seed = (search.spec.seeds or [jobs[0].seed])[0]
         with _texts_and_pool(jobs, seed, on_event) as pool:
@@ -221,23 +232,22 @@ def _nothing_left(search: Search, board: Board) -> bool:
     return begun and bool(states) and (spent or (total is not None and over >= total))
 
 
-def lanes_for(job: JobSpec, inventory: "Inventory", parallel: int | None) -> int:
-    """How many trials run side by side, beside one pool.
+def lanes_for(jobs: Sequence[JobSpec], inventory: "Inventory", parallel: int | None) -> int:
+    """How many trials run side by side, beside the pool that serves them all.
 
     Args:
-        job: of a trial.
+        jobs: of the fixed trials and at the corners of the space.
         inventory: of the cluster.
         parallel: what is asked for; None: as many as fit, at least one.
 
     Raises:
         SpecError: a job does not fit, or so many do not.
     """
-    from orchestrator.planner.capacity import plan
+    from orchestrator.planner.capacity import beside_a_pool
 
-    served = job.model_copy(update={"pool": StandingPool(kind="standing", name="shared")})
-    whole, worker = plan(job, inventory).resources, plan(served, inventory).resources
+    pool, worker = beside_a_pool(jobs[0], _pooled(jobs), inventory)
     fitting = [
-        int((inventory.total(name) - whole[name] + amount) / amount + 1e-9)
+        int((inventory.total(name) - pool.get(name, 0.0)) / amount + 1e-9)
         for name, amount in worker.items()
     ]
     most = max(1, min(fitting, default=1))
@@ -250,6 +260,13 @@ def lanes_for(job: JobSpec, inventory: "Inventory", parallel: int | None) -> int
             f"Give {most} or less, lower training.resources, or add nodes",
         )
     return parallel or most
+
+
+def _pooled(jobs: Sequence[JobSpec]) -> dict[str, RoleSpec]:
+    """The roles that a pool of the search's own serves: all that some trial may ask."""
+    if not isinstance(jobs[0].pool, EphemeralPool):
+        return {}
+    return {name: job.roles[name] for job in jobs for name in job.used_roles}
 
 
 @contextmanager
@@ -267,7 +284,7 @@ def _texts_and_pool(
     if first.data.writers:
         with Session([first], on_event) as session:
             session.write_texts(first)
-    roles = {name: job.roles[name] for job in jobs for name in job.used_roles}
+    roles = _pooled(jobs)
     if not roles or not isinstance(first.pool, EphemeralPool):
         yield None
         return

@@ -101,6 +101,45 @@ def _label(option: Any, number: int) -> str:
     return yaml.safe_dump(option).removesuffix("\n").removesuffix("...").removesuffix("\n")
 
 
+def values_of(space: Space, setting: Callable[[str], Any]) -> Values:
+    """The values that come to given settings: what `drawn` would have been told.
+
+    Raises:
+        ValueError: a setting cannot be drawn.
+    """
+    found: Values = {}
+    for path, distribution in space.items():
+        found |= _values(path, distribution, setting(path))
+    return found
+
+
+def _values(name: str, node: Any, value: Any) -> Values:
+    match node:
+        case Uniform() | LogUniform() | Quantised() | Whole():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}, and no number")
+            asked = Recording(Recorded({name: value}))
+            if _value(name, node, asked) != value:
+                raise ValueError(f"{name} is {value!r}, and is drawn whole")
+            return asked.values
+        case Choice(choice=options) | Grid(grid=options):
+            for label, option in zip(labels_of(options), options, strict=True):
+                try:
+                    return {name: label, **_values(f"{name}[{label}]", option, value)}
+                except ValueError:
+                    continue
+        case dict() if isinstance(value, dict) and node.keys() == value.keys():
+            inner = (_values(f"{name}.{key}", each, value[key]) for key, each in node.items())
+            return {key: each for values in inner for key, each in values.items()}
+        case list() if isinstance(value, list) and len(node) == len(value):
+            pairs = enumerate(zip(node, value, strict=True))
+            inner = (_values(f"{name}.{index}", *pair) for index, pair in pairs)
+            return {key: each for values in inner for key, each in values.items()}
+        case _ if value == node and isinstance(value, bool) == isinstance(node, bool):
+            return {}
+    raise ValueError(f"{name} is {value!r}, which cannot be drawn")
+
+
 # --- who is asked --------------------------------------------------------------------------------
 
 
@@ -162,6 +201,8 @@ class Recorded:
         found = self._found(name)
         if isinstance(found, str) or not low <= found <= high:
             raise ValueError(f"{name} is {found!r}, outside [{low:g}, {high:g}]")
+        if step is not None and abs((found - low) / step - round((found - low) / step)) > 1e-8:
+            raise ValueError(f"{name} is {found!r}, between steps of {step:g} from {low:g}")
         return float(found)
 
     def whole(self, name: str, low: int, high: int) -> int:

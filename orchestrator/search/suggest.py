@@ -1,22 +1,24 @@
 """What is tried next: Ray Tune's searcher, over one walk of the space.
 
-Trials come in this order: those that the journal knows, the fixed ones, draws. Ray's own searcher
-drives Optuna; trials that the journal knows are given to it as points that it would have chosen,
-so that it learns from them again.
+Trials come in this order: those that the journal knows and that are not over, the fixed ones,
+draws. What the journal knows is told to Optuna again in the journal's order, as points that it
+would have chosen, so that it learns from them again; and each draw has a seed of its own, by the
+number of its trial, so that a search that goes on does not draw again what it has drawn.
 """
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
 from orchestrator.errors import SpecError
 
-from .plan import Search, grid_points, trial_job, trials_of
+from .past import Ended, Numbers, Tried
+from .plan import Search, fixed_values, grid_points, trial_job, trials_of
 from .space import Random, Recording, Settings, Space, Value, Values, drawn
 from .spec import CmaEsSearcher, SearchSpec, TpeSearcher, goal_name
 
@@ -24,51 +26,57 @@ DRAWS = 100
 """Draws in a row that may make no valid job."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One trial to begin."""
-
-    number: int
-    values: Values  # empty for a fixed one
-    settings: Settings
-
-
 class Draws(Protocol):
-    """Says values, and may learn from results."""
+    """Says values of trials, by number, and may learn from results."""
 
-    def draw(self, draw_id: str, number: int, attempt: int) -> tuple[Values, Settings]:
-        """The draw of a new id: the `number`th from 0, after `attempt` that made no valid job."""
+    def draw(self, number: int, attempt: int) -> tuple[Values, Settings]:
+        """Of a new trial, after `attempt` draws for it that made no valid job."""
         ...
 
-    def known(self, draw_id: str) -> None:
-        """The next of the points that were tried before."""
+    def known(self, number: int, values: Values) -> None:
+        """A trial was drawn before."""
         ...
 
-    def result(self, draw_id: str, result: dict[str, Any]) -> None: ...
+    def fixed(self, number: int, settings: Settings) -> None:
+        """A trial was not drawn."""
+        ...
 
-    def complete(self, draw_id: str, result: dict[str, Any] | None, error: bool) -> None: ...
+    def complete(self, number: int, result: Numbers | None) -> None:
+        """A trial is over; None: it has no result, or the draw made no valid job."""
+        ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RandomDraws:
-    """Draws that depend on the search's seed and their number alone."""
+    """Draws that depend on the search's seed and the trial's number alone.
+
+    Grids are answered with the combination that came least often, the first of equals.
+    """
 
     space: Space
     seed: int
-    points: Sequence[Mapping[str, Value]]  # combinations of grids, gone through in order
+    points: Sequence[Mapping[str, Value]]  # combinations of grids
+    came: Counter[int] = field(default_factory=Counter)  # index of a combination -> trials
+    point: int = 0  # of the latest draw
 
-    def draw(self, draw_id: str, number: int, attempt: int) -> tuple[Values, Settings]:
-        point = self.points[number % len(self.points)]
-        asked = Recording(Random(random.Random(f"{self.seed}/{number}/{attempt}"), point))
-        return asked.values, drawn(self.space, asked)
+    def draw(self, number: int, attempt: int) -> tuple[Values, Settings]:
+        if attempt == 0:
+            self.point = min(range(len(self.points)), key=lambda index: self.came[index])
+            self.came[self.point] += 1
+        generator = random.Random(f"{self.seed}/{number}/{attempt}")
+        asked = Recording(Random(generator, self.points[self.point]))
+        settings = drawn(self.space, asked)
+        return asked.values, settings
 
-    def known(self, draw_id: str) -> None:
+    def known(self, number: int, values: Values) -> None:
+        for index, point in enumerate(self.points):
+            if point.items() <= values.items():
+                self.came[index] += 1
+
+    def fixed(self, number: int, settings: Settings) -> None:
         pass
 
-    def result(self, draw_id: str, result: dict[str, Any]) -> None:
-        pass
-
-    def complete(self, draw_id: str, result: dict[str, Any] | None, error: bool) -> None:
+    def complete(self, number: int, result: Numbers | None) -> None:
         pass
 
 
@@ -89,80 +97,71 @@ class OptunaAsk:
         return self.trial.suggest_categorical(name, list(labels))
 
 
-class _Asked:
-    """The space as Optuna wants it: a function that asks a trial for what it needs."""
-
-    def __init__(self, space: Space) -> None:
-        self._space = space
-        self.values: Values = {}
-        self.settings: Settings = {}
-
-    def __call__(self, trial: Any) -> None:
-        asked = Recording(OptunaAsk(trial))
-        self.settings = drawn(self._space, asked)
-        self.values = asked.values
-
-
 class OptunaDraws:
-    """Ray's searcher of Optuna.
+    """Optuna's, of a search whose searcher is one of them."""
 
-    Args:
-        spec: of the search; its searcher is one of Optuna's.
-        points: values of the trials that are known, in the order in which they come again.
-    """
-
-    def __init__(self, spec: SearchSpec, points: Sequence[Values]) -> None:
+    def __init__(self, search: Search) -> None:
         import optuna
-        from ray.tune.search.optuna import OptunaSearch
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._asked = _Asked(spec.space)
-        names = [goal_name(index) for index in range(len(spec.goals))]
-        modes = [goal.mode for goal in spec.goals]
-        several = len(names) > 1
-        self._inner: Any = OptunaSearch(
-            space=self._asked,
-            metric=names if several else names[0],
-            mode=modes if several else modes[0],
-            points_to_evaluate=[dict(each) for each in points],
-            sampler=_sampler(spec),
-        )
+        self._search, self._spec = search, search.spec
+        ways = {"min": "minimize", "max": "maximize"}
+        self._study = optuna.create_study(directions=[ways[goal.mode] for goal in self._spec.goals])
+        self._trials: dict[int, Any] = {}  # those that are not over
 
-    def draw(self, draw_id: str, number: int, attempt: int) -> tuple[Values, Settings]:
-        self._inner.suggest(draw_id)
-        return dict(self._asked.values), self._asked.settings
+    def draw(self, number: int, attempt: int) -> tuple[Values, Settings]:
+        # A sampler remembers nothing but its random state: what it learns from is in the study.
+        words = f"{self._spec.seed}/{number}/{attempt}"
+        self._study.sampler = _sampler(self._spec, random.Random(words).getrandbits(32))
+        self._trials[number] = trial = self._study.ask()
+        asked = Recording(OptunaAsk(trial))
+        settings = drawn(self._spec.space, asked)
+        return asked.values, settings
 
-    def known(self, draw_id: str) -> None:
-        self._inner.suggest(draw_id)
+    def known(self, number: int, values: Values) -> None:
+        self._study.enqueue_trial(dict(values))
+        self.draw(number, 0)
 
-    def result(self, draw_id: str, result: dict[str, Any]) -> None:
-        self._inner.on_trial_result(draw_id, result)
+    def fixed(self, number: int, settings: Settings) -> None:
+        values = fixed_values(self._search, settings)
+        if values is not None:  # else it lies outside the space, where Optuna cannot place it
+            self.known(number, values)
 
-    def complete(self, draw_id: str, result: dict[str, Any] | None, error: bool) -> None:
-        self._inner.on_trial_complete(draw_id, result, error)
+    def complete(self, number: int, result: Numbers | None) -> None:
+        from optuna.trial import TrialState
+
+        trial = self._trials.pop(number, None)
+        if trial is None:
+            return
+        names = [goal_name(index) for index in range(len(self._spec.goals))]
+        values = [math.nan if result is None else result.get(name, math.nan) for name in names]
+        if all(map(math.isfinite, values)):
+            self._study.tell(trial, values)
+        else:
+            self._study.tell(trial, state=TrialState.FAIL)
 
 
-def _sampler(spec: SearchSpec) -> Any:
+def _sampler(spec: SearchSpec, seed: int) -> Any:
     from optuna import samplers
 
     match spec.searcher:
         case TpeSearcher(startup_trials=startup):
-            return samplers.TPESampler(n_startup_trials=startup, seed=spec.seed)
+            return samplers.TPESampler(n_startup_trials=startup, seed=seed)
         case CmaEsSearcher(startup_trials=startup):
-            independent = samplers.RandomSampler(seed=spec.seed)
             return samplers.CmaEsSampler(
                 n_startup_trials=startup,
-                seed=spec.seed,
-                independent_sampler=independent,
+                seed=seed,
+                independent_sampler=samplers.RandomSampler(seed=seed),
                 warn_independent_sampling=False,
             )
     raise AssertionError("only Optuna's searchers have a sampler")
 
 
-def draws_of(spec: SearchSpec, points: Sequence[Values]) -> Draws:
+def draws_of(search: Search) -> Draws:
     """Who chooses, as the search says."""
+    spec = search.spec
     if isinstance(spec.searcher, TpeSearcher | CmaEsSearcher) and spec.space:
-        return OptunaDraws(spec, points)
+        return OptunaDraws(search)
     return RandomDraws(spec.space, spec.seed, grid_points(spec))
 
 
@@ -171,7 +170,7 @@ class Suggestions(Searcher):
 
     Args:
         search: what is searched.
-        known: trials of the journal, by number; they come first.
+        past: trials of the journal, and which of them are over; the others come first.
         skipped: trials of the journal that no longer fit the file; their numbers stay taken.
         enough: whether no further trial may begin.
         begin: hears of each new trial before Ray Tune does.
@@ -181,7 +180,7 @@ class Suggestions(Searcher):
     def __init__(
         self,
         search: Search,
-        known: Sequence[Tried],
+        past: Sequence[Tried | Ended],
         skipped: Sequence[int],
         enough: Callable[[], bool],
         begin: Callable[[Tried], None],
@@ -189,77 +188,87 @@ class Suggestions(Searcher):
     ) -> None:
         super().__init__()
         self._search, self._enough, self._begin, self._extra = search, enough, begin, extra
-        self._known = deque(known)
-        tried = [trial.settings for trial in known]
-        self._fixed = deque(each for each in search.spec.fixed if each not in tried)
-        self._draws = draws_of(search.spec, [each.values for each in known if each.values])
-        self._drawn = sum(1 for trial in known if trial.values)
+        self._draws = draws_of(search)
+        tried = [each for each in past if isinstance(each, Tried)]
+        settings = [trial.settings for trial in tried]
+        self._fixed = deque(each for each in search.spec.fixed if each not in settings)
+        self._next = 1 + max([-1, *skipped, *(trial.number for trial in tried)])
+        self._known: dict[int, Tried] = {}  # those that come again
         self._begun = 0
-        self._next = 1 + max([-1, *skipped, *(trial.number for trial in known)])
-        self._ids: dict[str, str] = {}  # Ray's id of a trial -> that of its draw
+        self._numbers: dict[str, int] = {}  # Ray's id of a trial -> its number
+        for each in past:
+            self._remember(each)
+
+    def _remember(self, each: Tried | Ended) -> None:
+        if isinstance(each, Ended):
+            self._draws.complete(each.number, each.result)
+            del self._known[each.number]
+            self._begun += 1
+            return
+        self._known[each.number] = each
+        if each.values:
+            self._draws.known(each.number, each.values)
+        else:
+            self._draws.fixed(each.number, each.settings)
 
     def set_search_properties(
         self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
     ) -> bool:
         return True  # the search says what is sought
 
+    @property
+    def left(self) -> bool:
+        """Whether there is a trial to begin, known or new."""
+        return self._may_begin() and (bool(self._known) or not self._enough())
+
+    def _may_begin(self) -> bool:
+        most = trials_of(self._search.spec)
+        return most is None or self._begun < most
+
     def suggest(self, trial_id: str) -> Any:
-        trial = self._tried(trial_id)
-        if trial is None:
+        if not self.left:
             return Searcher.FINISHED
+        trial = self._known.pop(next(iter(self._known))) if self._known else self._new()
         self._begun += 1
+        self._numbers[trial_id] = trial.number
         return {"number": trial.number, **self._extra}
 
-    def _tried(self, trial_id: str) -> Tried | None:
-        most = trials_of(self._search.spec)
-        if most is not None and self._begun >= most:
-            return None
-        if self._known:
-            trial = self._known.popleft()
-            if trial.values:
-                self._ids[trial_id] = trial_id
-                self._draws.known(trial_id)
-            return trial
-        if self._enough():
-            return None
-        values, settings = ({}, self._fixed.popleft()) if self._fixed else self._draw(trial_id)
-        trial = Tried(self._next, values, settings)
+    def _new(self) -> Tried:
+        number = self._next
+        if self._fixed:
+            trial = Tried(number, {}, self._fixed.popleft())
+            self._draws.fixed(number, trial.settings)
+        else:
+            trial = Tried(number, *self._draw(number))
         self._next += 1
         self._begin(trial)
         return trial
 
-    def _draw(self, trial_id: str) -> tuple[Values, Settings]:
+    def _draw(self, number: int) -> tuple[Values, Settings]:
         """A draw that makes a valid job."""
         for attempt in range(DRAWS):
-            draw_id = f"{trial_id}-{attempt}"
-            values, settings = self._draws.draw(draw_id, self._drawn, attempt)
+            values, settings = self._draws.draw(number, attempt)
             try:
                 trial_job(self._search, settings, self._search.name)
+                return values, settings
             except SpecError as error:
-                self._draws.complete(draw_id, None, True)
+                self._draws.complete(number, None)
                 if attempt == DRAWS - 1:
                     raise SpecError(
                         error.field,
                         f"{error.problem}; {DRAWS} draws in a row made no valid job",
                         error.remedy,
                     ) from None
-            else:
-                self._ids[trial_id] = draw_id
-                self._drawn += 1
-                return values, settings
         raise AssertionError("the last attempt raises")
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if trial_id in self._ids and math.isfinite(result.get(goal_name(0), math.nan)):
-            self._draws.result(self._ids[trial_id], result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        if trial_id in self._ids:
-            value = math.nan if result is None else result.get(goal_name(0), math.nan)
-            failed = error or not math.isfinite(value)
-            self._draws.complete(self._ids[trial_id], None if failed else result, failed)
+        if trial_id in self._numbers:
+            self._draws.complete(self._numbers[trial_id], None if error else result)
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        pass  # no searcher learns on the way
 
     def save(self, checkpoint_path: str) -> None:
         open(checkpoint_path, "wb").close()  # a resume reads the search's own journal

@@ -1,20 +1,17 @@
-"""Ray Tune, set up for a search and run to its end."""
+"""Ray Tune, set up for a search."""
 
 import logging
-import math
 import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 from ray.tune.stopper import Stopper
 
-from .crew import Crew
 from .exchange import Message, News
-from .spec import STEP, AshaScheduler, MedianScheduler, SearchSpec, goal_name
+from .spec import SearchSpec, goal_name
+from .stopping import MANY, Stopping
 from .suggest import Suggestions
 from .trainable import Trial
 
@@ -24,7 +21,6 @@ START_S = 600.0
 """Deadline of its start."""
 ON_THE_HEAD = "node:__internal_head__"
 """A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
-MANY = 10**6
 DEATHS = 3
 """Times that the driver of one trial is started anew."""
 
@@ -72,81 +68,50 @@ class _Stopped(Stopper):
         return {}  # Ray Tune writes a copy that nobody reads
 
 
-class Tuning:
-    """Ray Tune in a thread of its own, where it takes no signals.
+def tuner_of(
+    spec: SearchSpec,
+    suggestions: Suggestions,
+    scheduler: Stopping | None,
+    stopping: Callable[[], bool],
+    lanes: int,
+    storage: str,
+) -> Callable[[], None]:
+    """Ray Tune, ready; the call runs it to the search's end.
 
     Args:
         spec: of the search.
         suggestions: what is tried.
-        crew: what runs it.
+        scheduler: what stops trials.
+        stopping: whether the search is asked to end.
         lanes: trials side by side.
-        steps: of the longest run; None where epochs end it.
         storage: local folder for Ray Tune's own state, which nobody reads again.
     """
+    several = len(spec.goals) > 1
+    tuner = tune.Tuner(
+        tune.with_resources(Trial, {ON_THE_HEAD: 0.001}),
+        tune_config=tune.TuneConfig(
+            metric=None if several else goal_name(0),
+            mode=None if several else spec.mode,
+            search_alg=suggestions,
+            scheduler=scheduler,
+            num_samples=MANY,
+            max_concurrent_trials=lanes,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=storage,
+            stop=_Stopped(stopping),
+            failure_config=tune.FailureConfig(max_failures=DEATHS),
+            verbose=0,
+        ),
+    )
 
-    def __init__(
-        self,
-        spec: SearchSpec,
-        suggestions: Suggestions,
-        crew: Crew,
-        lanes: int,
-        steps: int | None,
-        storage: str,
-    ) -> None:
-        several = len(spec.goals) > 1
-        self._tuner = tune.Tuner(
-            tune.with_resources(Trial, {ON_THE_HEAD: 0.001}),
-            tune_config=tune.TuneConfig(
-                metric=None if several else goal_name(0),
-                mode=None if several else spec.mode,
-                search_alg=suggestions,
-                scheduler=_scheduler(spec, steps),
-                num_samples=MANY,
-                max_concurrent_trials=lanes,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=storage,
-                stop=_Stopped(lambda: crew.stopping),
-                failure_config=tune.FailureConfig(max_failures=DEATHS),
-                verbose=0,
-            ),
-        )
-        self.broken: BaseException | None = None
-        self._thread = threading.Thread(target=self._fit, name="tune", daemon=True)
-        self._thread.start()
-
-    def _fit(self) -> None:
+    def fit() -> None:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a trial's failure is told by us
         # Its reporter prints to standard output, and its loggers write what nobody reads.
         os.environ.update(RAY_AIR_NEW_OUTPUT="0", TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1")
-        try:
-            self._tuner.fit()
-        except BaseException as error:  # kept, not swallowed: whoever waits raises it
-            self.broken = error
+        if suggestions.left:
+            tuner.fit()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Whether it has ended, after at most so many seconds."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-
-def _scheduler(spec: SearchSpec, steps: int | None) -> Any:
-    match spec.scheduler:
-        case AshaScheduler(grace_steps=grace, reduction=reduction, brackets=brackets):
-            return ASHAScheduler(
-                time_attr=STEP,
-                max_t=steps or MANY,
-                grace_period=grace,
-                reduction_factor=reduction,
-                brackets=brackets,
-            )
-        case MedianScheduler(grace_steps=grace, min_trials=least):
-            return MedianStoppingRule(
-                time_attr=STEP,
-                grace_period=grace,
-                min_samples_required=least,
-                min_time_slice=math.inf,  # type: ignore[arg-type]  # it pauses nothing
-            )
-    return None
+    return fit

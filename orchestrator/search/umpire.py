@@ -8,10 +8,11 @@ import queue
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from .board import Board, goal_values
+from .board import Board
 from .journal import State
+from .past import last_numbers
 from .rounds import Begin, Command, Decider, left_behind
-from .spec import STEP, GoalSpec, goal_name
+from .spec import GoalSpec
 
 
 class Searcher(Protocol):
@@ -69,7 +70,7 @@ class Umpire:
         goals: of the search; the first is what trials are compared by.
         board: what is known.
         decider: the scheduler.
-        searcher: chooses trials; those that are known come first.
+        searcher: chooses trials; those that are known and not over come first.
         whistle: the crew's exchange.
         lanes: legs side by side.
         changed: called after each change on the board.
@@ -96,11 +97,9 @@ class Umpire:
         states = board.states
         failed = [state for state in states if state.status == "failed"]
         self._out = {s.number for s in failed if left_behind(s, decider.rivals(states, s.number))}
-        for _ in states:
-            self._suggest()
-        for state in board.states:
-            if state.over:
-                self._tell(state)
+        for state in states:
+            if not state.over:  # the searcher knows the others
+                self._suggest()
 
     def advance(self, timeout_s: float) -> bool:
         """Do what can be done, then wait for an end of a leg; whether all is over."""
@@ -182,7 +181,5 @@ class Umpire:
         trial_id = self._ids.get(state.number)
         if trial_id is None:
             return
-        values = goal_values(state, self._goals) if state.status == "done" else [None]
-        value = state.results[-1][1] if state.status == "stopped" and state.results else values[0]
-        result = None if value is None else {STEP: state.step, goal_name(0): value}
+        result = last_numbers(state, self._goals)
         self._searcher.on_trial_complete(trial_id, result, result is None)

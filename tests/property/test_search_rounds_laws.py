@@ -33,18 +33,20 @@ SCHEDULERS: list[dict[str, Any]] = [
 quick = settings(deadline=None, max_examples=12)
 
 
-def _decider(scheduler: dict[str, Any], seed: int) -> Decider:
-    found = decider_of(searches.search(space=SPACE, scheduler=scheduler, seed=seed))
+def _decider(scheduler: dict[str, Any], seed: int, mode: str = "min") -> Decider:
+    found = decider_of(searches.search(space=SPACE, scheduler=scheduler, seed=seed, mode=mode))
     assert found is not None
     return found
 
 
-def _simulation(scheduler: dict[str, Any], seed: int, members: int = 5) -> Simulation:
+def _simulation(
+    scheduler: dict[str, Any], seed: int, members: int = 5, mode: str = "min"
+) -> Simulation:
     space = searches.search(space=SPACE).spec.space
     own = [drawn(space, Random(random.Random(f"{seed}/{number}"))) for number in range(members)]
     first = first_numbers(space)
     return Simulation(
-        _decider(scheduler, seed),
+        _decider(scheduler, seed, mode),
         members,
         lambda number: first(State(number, settings=own[number])),
     )
@@ -103,6 +105,19 @@ def test_what_is_decided_does_not_depend_on_who_comes_first(
     one = _simulation(scheduler, seed).play(random.Random(seed))
     again = _simulation(scheduler, seed).play(random.Random(other))
     assert decisions(one.states) == decisions(again.states)
+
+
+@quick
+@given(st.sampled_from(SCHEDULERS), st.integers(0, 10**6))
+def test_the_most_of_a_number_is_the_least_of_its_negative(
+    scheduler: dict[str, Any], seed: int
+) -> None:
+    least = _simulation(scheduler, seed).play(random.Random(seed))
+    most = _simulation(scheduler, seed, mode="max")
+    most.measure = lambda weight: -weight
+    assert decisions(most.play(random.Random(seed)).states) == decisions(least.states)
+    other = _simulation(scheduler, seed, mode="max").play(random.Random(seed))
+    assert decisions(other.states) != decisions(least.states)
 
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)

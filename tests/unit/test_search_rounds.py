@@ -100,11 +100,35 @@ def _search(**changes: Any) -> Search:
             "pb2 looks for numbers in whole ranges",
         ),
         ({"scheduler": {"kind": "hyperband", "grace_steps": 4}}, r"is 4, outside \[5, 20\)"),
+        (
+            {"budget": {"trials": 4, "tokens": 10**6}},
+            r"search\.budget\.tokens: is 1e\+06.*all members of a population.*pbt.*Remove it",
+        ),
+        ({"scheduler": PB2, "budget": {"trials": 4, "hours": 2}}, r"budget\.hours: is 2, .*pb2"),
+        ({"budget": {"trials": 4, "device_s": 60}}, r"budget\.device_s: is 60, "),
     ],
 )
 def test_what_cannot_be_done_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(SpecError, match=f"(?s){words}"):
         check_search(_search(**changes))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [PBT, PB2, {"kind": "hyperband", "grace_steps": 5}], ids=lambda each: each["kind"]
+)
+def test_the_best_of_all_measurements_is_not_kept_over_legs(scheduler: dict[str, Any]) -> None:
+    raw = searches.raw_job()
+    raw["training"]["checkpoint"]["best"] = {"metric": "student.loss"}
+    search = searches.search(raw, space=SPACE, scheduler=scheduler)
+    words = rf"training\.checkpoint\.best: keeps.*student\.loss.*{scheduler['kind']}.*Remove it"
+    with pytest.raises(SpecError, match=f"(?s){words}"):
+        check_search(search)
+    check_search(searches.search(raw, space=SPACE, scheduler={"kind": "asha", "grace_steps": 5}))
+
+
+def test_a_budget_bounds_the_trials_of_hyperband() -> None:
+    budget = {"trials": 9, "tokens": 10**6, "hours": 2}
+    check_search(_search(scheduler={"kind": "hyperband", "grace_steps": 5}, budget=budget))
 
 
 def test_what_may_change_is_the_objectives_numbers_and_the_rate() -> None:
@@ -127,7 +151,7 @@ def _learn(job: JobSpec, step: int, weight: float) -> float:
 
 
 class Draws:
-    """A searcher whose trials are a list."""
+    """A searcher whose trials are a list; those that are over do not come again."""
 
     def __init__(self, board: Board, settings: list[dict[str, float]]) -> None:
         self._board, self._settings, self._next = board, settings, 0
@@ -135,6 +159,9 @@ class Draws:
         self.told: dict[str, Any] = {}
 
     def suggest(self, trial_id: str) -> Any:
+        over = {state.number for state in self._board.states if state.over}
+        while self._next in over:
+            self._next += 1
         number, known = self._next, len(self._board.states)
         if number >= known and self.stopping():
             return "FINISHED"

@@ -24,10 +24,11 @@ from orchestrator.events import Used
 from orchestrator.planner.capacity import Inventory, Node
 from orchestrator.search.board import Board, Spent, best_of, front_of, goal_values, used_up
 from orchestrator.search.crew import Crew, TrialJobs
+from orchestrator.search.drive import Chooser, _close
 from orchestrator.search.importance import importance
 from orchestrator.search.jobs import trial_jobs
 from orchestrator.search.journal import Entry, State, open_journal
-from orchestrator.search.plan import Search, key_of, trial_job
+from orchestrator.search.plan import Search, check_search, key_of, trial_job
 from orchestrator.search.progress import SearchProgress
 from orchestrator.search.report import as_page
 from orchestrator.search.run import Telling, _conclude, lanes_for, progress_of, run_search
@@ -251,7 +252,7 @@ def test_seeds_are_runs_of_one_trial(tmp_path: Path) -> None:
     assert life.exchange.posted[0] == [{"step": 20, "goal_0": 4.0}]
 
 
-def test_another_life_tells_again_and_goes_on(tmp_path: Path) -> None:
+def test_another_life_goes_on(tmp_path: Path) -> None:
     reached = threading.Event()
 
     def before(name: str, step: int) -> None:
@@ -273,8 +274,51 @@ def test_another_life_tells_again_and_goes_on(tmp_path: Path) -> None:
     names = [name for name, _ in bench.ran]
     assert names == ["t0s0", "t1s0", "t1s0", "t2s0"]
     assert [step for name, step in bench.ran][2] >= 10, "from its checkpoint"
-    for number in range(3):
-        assert [each["step"] for each in second.exchange.posted[number]] == [5, 10, 15, 20]
+    assert [each["step"] for each in second.exchange.posted[0]] == [20], "its end alone"
+    assert [each["step"] for each in second.exchange.posted[1]][-1] == 20
+    assert [step for step, _ in second.board.state(1).results] == [5, 10, 15], "measured once"
+    assert [each["step"] for each in second.exchange.posted[2]] == [5, 10, 15, 20]
+
+
+def test_what_chooses_and_breaks_stops_what_runs(tmp_path: Path) -> None:
+    """Else lanes would train to their end before the error shows."""
+    began = threading.Event()
+    bench = Bench(_loss, before=lambda name, step: began.set(), held=frozenset({("t0s0", 5)}))
+    life = Life(_search(), tmp_path, bench, [0.01])
+    life.begin(0)
+
+    def work() -> None:
+        assert began.wait(30)
+        raise ValueError("as the test wants")
+
+    chooser = Chooser(work, life.crew.stop)
+    assert chooser.wait(30) and isinstance(chooser.broken, ValueError)
+    assert life.crew.stopping
+    (state,) = life.end()
+    assert state.status == "running" and state.step == 5, "it can be gone on with"
+
+
+def test_ctrl_c_while_the_lanes_end_stops_them(tmp_path: Path) -> None:
+    heard: list[object] = []
+
+    class Closing:
+        stopped, closed = 0, 0
+
+        def close(self) -> None:
+            self.closed += 1
+            if self.closed == 1:
+                raise KeyboardInterrupt
+
+        def stop(self) -> None:
+            self.stopped += 1
+
+    class Listener:
+        event = heard.append
+
+    crew: Any = Closing()
+    telling: Any = Listener
+    assert _close(crew, telling) and crew.closed == 2 and crew.stopped == 1 and len(heard) == 1
+    assert not _close(crew, telling)
 
 
 def test_what_is_decided_of_a_pause_before_the_lane_hears_of_it_stays(tmp_path: Path) -> None:
@@ -435,9 +479,9 @@ def test_no_trial_begins_once_a_search_has_used_its_tokens(tmp_path: Path) -> No
 # --- what is tried -------------------------------------------------------------------------------
 
 
-def _suggestions(search: Search, known: Sequence[Tried] = (), skipped: Sequence[int] = ()) -> Any:
+def _suggestions(search: Search) -> Any:
     begun: list[Tried] = []
-    found = Suggestions(search, known, skipped, lambda: False, begun.append, {"exchange": "x"})
+    found = Suggestions(search, [], [], lambda: False, begun.append, {"exchange": "x"})
     return found, begun
 
 
@@ -451,49 +495,11 @@ def test_fixed_trials_come_first_and_trials_end_with_the_budget() -> None:
     assert begun[1].settings[LR] != begun[2].settings[LR]
 
 
-@pytest.mark.parametrize("searcher", ["random", "tpe", "cmaes"])
-def test_known_trials_come_again_and_new_ones_after(searcher: str) -> None:
-    if searcher == "cmaes":
-        pytest.importorskip("cmaes")
-    search = _search(searcher=searcher, budget={"trials": 6})
-    suggestions, begun = _suggestions(search)
-    for number in range(3):
-        suggestions.suggest(f"id{number}")
-        suggestions.on_trial_complete(f"id{number}", {"goal_0": float(number), "step": 20})
-    again, fresh = _suggestions(search, begun[:2], skipped=[2])
-    assert [again.suggest(f"id{number}")["number"] for number in range(3)] == [0, 1, 3]
-    assert [trial.number for trial in fresh] == [3]
-    if searcher == "random":
-        assert fresh[0].settings == begun[2].settings
-
-
-def test_optuna_learns_also_from_what_it_is_told_again() -> None:
-    search = _search(
-        space={LR: {"uniform": [0.001, 1.0]}},
-        searcher={"kind": "tpe", "startup_trials": 8},
-        budget={"trials": 40},
-    )
-
-    def distance(trial: Tried) -> float:
-        return abs(trial.settings[LR] - 0.9)
-
-    suggestions, begun = _suggestions(search)
-    for number in range(16):
-        suggestions.suggest(f"id{number}")
-        suggestions.on_trial_complete(f"id{number}", {"goal_0": distance(begun[-1]), "step": 20})
-    again, fresh = _suggestions(search, begun)
-    for number in range(26):
-        again.suggest(f"id{number}")
-        trial = begun[number] if number < 16 else fresh[-1]
-        again.on_trial_complete(f"id{number}", {"goal_0": distance(trial), "step": 20})
-    assert sum(map(distance, fresh)) / len(fresh) < sum(map(distance, begun[:8])) / 8 / 1.5
-
-
 def test_a_trial_without_a_number_has_failed_for_optuna_too() -> None:
     suggestions, _ = _suggestions(_search(searcher="tpe", budget={"trials": 2}))
     suggestions.suggest("id0")
     suggestions.on_trial_complete("id0", {"goal_0": math.nan, "step": 0})
-    (trial,) = suggestions._draws._inner._ot_study.trials
+    (trial,) = suggestions._draws._study.trials
     assert trial.state.name == "FAIL"
 
 
@@ -882,6 +888,71 @@ def test_a_trial_that_the_changed_file_would_make_otherwise_is_not_kept(file: Pa
     assert _kept(load_search(file, ["training.threads=2"]), states) == ([], [0])
 
 
+def test_trials_that_are_not_kept_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever made their jobs others: here it is a default that a new version has."""
+    from orchestrator.events import Warned
+    from orchestrator.search import run as module
+    from orchestrator.search.load import load_search
+
+    _finish(file)
+    monkeypatch.chdir(file.parent)
+    heard: list[object] = []
+    monkeypatch.setattr(module, "_work", lambda *arguments: False)
+    run_search(load_search(file), resume=True, on_event=heard.append)
+    assert not any(isinstance(event, Warned) for event in heard)
+    real = module.key_of
+    monkeypatch.setattr(module, "key_of", lambda job: real(job) + "new")
+    run_search(load_search(file), resume=True, on_event=heard.append)
+    (warned,) = [event for event in heard if isinstance(event, Warned)]
+    assert "trials 0 are not kept" in warned.text and "a new version" in warned.text
+
+
+KEPT: list[tuple[dict[str, Any], dict[str, Any], list[int]]] = [
+    ({}, {}, [0, 1, 2]),
+    ({"space": {LR: {"uniform": [0.01, 0.5]}}}, {}, [0, 1, 2]),  # the same values, drawn otherwise
+    ({"space": {LR: {"uniform": [0.03, 0.5]}}}, {}, [0, 2]),  # 0.02 lies outside
+    ({"space": {LR: {"quniform": [0.02, 0.12, 0.05]}}}, {}, [0, 1]),  # 0.04 is between two steps
+    ({"space": {LR: {"choice": [0.02, 0.04]}}}, {}, [0]),  # a choice's values are labels
+    ({"fixed": []}, {}, [1, 2]),
+    ({"fixed": [{LR: 0.02}, {LR: 0.01}]}, {}, [0, 1, 2]),
+    ({"searcher": "tpe", "budget": {"trials": 9, "hours": 1}, "retries": 5}, {}, [0, 1, 2]),
+    ({"metric": "student.top1_accuracy", "mode": "max"}, {}, [0, 1, 2]),
+    ({}, {"seed": 3}, []),
+    ({}, {"tracking": {"experiment": "elsewhere"}}, [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize(("search", "job", "kept"), KEPT)
+def test_trials_are_kept_that_the_file_would_make_as_they_were(
+    search: dict[str, Any], job: dict[str, Any], kept: list[int]
+) -> None:
+    from orchestrator.search.run import _kept
+
+    space = {"space": {LR: {"uniform": [0.01, 0.1]}}, "fixed": [{LR: 0.01}]}
+    before = _search(**space)
+    states = {}
+    for number, rate in enumerate([0.01, 0.02, 0.04]):
+        key = key_of(absolute_paths(trial_job(before, {LR: rate}, "small")))
+        values = {LR: rate} if number else {}
+        states[number] = State(number, key=key, values=values, settings={LR: rate})
+    after = searches.search({**searches.raw_job(), **job}, **{**space, **search})
+    skipped = [number for number in states if number not in kept]
+    assert _kept(after, states) == (kept, skipped)
+
+
+def test_a_field_that_varied_and_is_now_the_jobs_keeps_its_trials() -> None:
+    from orchestrator.search.run import _kept
+
+    decay = "training.optimizer.weight_decay"
+    settings = {LR: 0.02, decay: 0.25}
+    before = _search(space={LR: {"uniform": [0.01, 0.1]}, decay: {"uniform": [0.1, 0.5]}})
+    key = key_of(absolute_paths(trial_job(before, settings, "small")))
+    states = {0: State(0, key=key, values=settings, settings=settings)}
+    raw = searches.raw_job()
+    raw["training"]["optimizer"]["weight_decay"] = 0.25
+    assert _kept(searches.search(raw, space={LR: {"uniform": [0.01, 0.1]}}), states) == ([0], [])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -934,10 +1005,35 @@ def test_as_many_trials_run_side_by_side_as_fit_beside_the_pool() -> None:
     search = searches.search(raw, space={LR: {"loguniform": [1e-3, 1e-1]}})
     job = trial_job(search, {LR: 0.01}, "small")
     two = Inventory((Node("here", {"CPU": 2.0}),))
-    assert lanes_for(job, two, None) == 3  # workers of half a core, beside a replica of as much
-    assert lanes_for(job, two, 2) == 2
+    assert lanes_for([job], two, None) == 3  # workers of half a core, beside a replica of as much
+    assert lanes_for([job], two, 2) == 2
     with pytest.raises(SpecError, match=r"concurrency: is 4, and the cluster holds 3"):
-        lanes_for(job, two, 4)
+        lanes_for([job], two, 4)
+
+
+def test_the_pool_serves_what_some_trial_asks_and_all_run_beside_it() -> None:
+    """A choice of objectives whose later options ask another role."""
+    import digits
+
+    teacher = {**digits.student(), "resources": {"cpus": 0.5}}
+    raw = searches.raw_job(roles={"teacher": teacher, "second_teacher": teacher})
+    asks = [{"kind": "forward_kl"}, {"kind": "forward_kl", "role": "second_teacher"}]
+    labels = {"kind": "cross_entropy"}
+    space = {"objective.terms": {"choice": [[labels], [labels, asks[0]], asks]}}
+    jobs = check_search(searches.search(raw, space=space))
+    assert [list(job.used_roles) for job in jobs] == [
+        [],
+        ["teacher"],
+        ["teacher", "second_teacher"],
+    ]
+    two = Inventory((Node("here", {"CPU": 2.0}),))
+    assert lanes_for(jobs[:1], two, None) == 4
+    assert lanes_for(jobs, two, None) == 2
+    one = Inventory((Node("here", {"CPU": 1.0}),))
+    with pytest.raises(SpecError, match=r"1\.5 CPU are asked for.*0\.5 too few"):
+        lanes_for(jobs, one, None)
+    raw["pool"] = {"kind": "standing", "name": "shared"}
+    assert lanes_for(check_search(searches.search(raw, space=space)), one, None) == 2
 
 
 def test_nothing_of_a_loss_that_is_not_finite_is_kept(tmp_path: Path) -> None:
