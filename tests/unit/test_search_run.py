@@ -888,7 +888,10 @@ def test_a_trial_that_the_changed_file_would_make_otherwise_is_not_kept(file: Pa
     assert _kept(load_search(file, ["training.threads=2"]), states) == ([], [0])
 
 
-def test_trials_that_are_not_kept_are_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", [False, True])
+def test_trials_that_are_not_kept_are_named(
+    file: Path, monkeypatch: pytest.MonkeyPatch, changed: bool
+) -> None:
     """Whatever made their jobs others: here it is a default that a new version has."""
     from orchestrator.events import Warned
     from orchestrator.search import run as module
@@ -898,13 +901,12 @@ def test_trials_that_are_not_kept_are_named(file: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(file.parent)
     heard: list[object] = []
     monkeypatch.setattr(module, "_work", lambda *arguments: False)
+    if changed:
+        monkeypatch.setattr(module, "key_of", lambda job: key_of(job) + "new")
     run_search(load_search(file), resume=True, on_event=heard.append)
-    assert not any(isinstance(event, Warned) for event in heard)
-    real = module.key_of
-    monkeypatch.setattr(module, "key_of", lambda job: real(job) + "new")
-    run_search(load_search(file), resume=True, on_event=heard.append)
-    (warned,) = [event for event in heard if isinstance(event, Warned)]
-    assert "trials 0 are not kept" in warned.text and "a new version" in warned.text
+    said = [event.text for event in heard if isinstance(event, Warned)]
+    assert len(said) == changed
+    assert all("trials 0 are not kept" in text and "a new version" in text for text in said)
 
 
 KEPT: list[tuple[dict[str, Any], dict[str, Any], list[int]]] = [
