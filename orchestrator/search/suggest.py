@@ -24,6 +24,8 @@ from .spec import CmaEsSearcher, SearchSpec, TpeSearcher, goal_name
 
 DRAWS = 100
 """Draws in a row that may make no valid job."""
+REDRAWS = 10
+"""Of a trial of the journal, until it is taken for one of another space."""
 
 
 class Draws(Protocol):
@@ -119,13 +121,21 @@ class OptunaDraws:
         return asked.values, settings
 
     def known(self, number: int, values: Values) -> None:
-        self._study.enqueue_trial(dict(values))
-        self.draw(number, 0)
+        # Drawn again, as it once was: CMA-ES notes beside its own draws what it learns from.
+        for attempt in range(REDRAWS):
+            if self.draw(number, attempt)[0] == values:
+                return
+            self.complete(number, None)
+        self._place(number, values)
 
     def fixed(self, number: int, settings: Settings) -> None:
         values = fixed_values(self._search, settings)
         if values is not None:  # else it lies outside the space, where Optuna cannot place it
-            self.known(number, values)
+            self._place(number, values)
+
+    def _place(self, number: int, values: Values) -> None:
+        self._study.enqueue_trial(dict(values))
+        self.draw(number, 0)
 
     def complete(self, number: int, result: Numbers | None) -> None:
         from optuna.trial import TrialState
