@@ -38,9 +38,7 @@ class Entry:
     step: int = 0  # of a result
     value: float = 0.0  # of a result
     summary: Mapping[str, Any] = field(default_factory=dict)  # of a run that is over, or a pause
-    used: Mapping[str, float] = field(
-        default_factory=dict
-    )  # `Used` of a run, as it began or by now
+    used: Mapping[str, Any] = field(default_factory=dict)  # `Used` of a run, as it began or by now
     status: str = ""  # of an end
     error: str | None = None  # of one that failed
 

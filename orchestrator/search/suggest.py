@@ -107,7 +107,8 @@ class OptunaDraws:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._search, self._spec = search, search.spec
-        ways = {"min": "minimize", "max": "maximize"}
+        way = optuna.study.StudyDirection
+        ways = {"min": way.MINIMIZE, "max": way.MAXIMIZE}
         self._study = optuna.create_study(directions=[ways[goal.mode] for goal in self._spec.goals])
         self._trials: dict[int, Any] = {}  # those that are not over
 

@@ -22,6 +22,8 @@ from pydantic import (
 from strategies.specs import (
     PEER,
     AdaptiveSchedule,
+    AscendSpec,
+    BoundarySpec,
     CondenseSpec,
     CountingSchedule,
     ImportedTerm,
@@ -870,7 +872,7 @@ def _has_shape(job: JobSpec) -> bool:
     return getattr(job.data.formats[0], "shape", None) is not None
 
 
-def _why_not_moved(job: JobSpec, spec: MovedSpec) -> tuple[str, str, str] | None:
+def _why_not_moved(job: JobSpec, spec: AscendSpec | BoundarySpec) -> tuple[str, str, str] | None:
     """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
     field = "objective.between_epochs"
     if not job.data.has_features:
