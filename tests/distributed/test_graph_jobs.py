@@ -223,6 +223,7 @@ def test_the_example_runs_and_a_later_job_takes_a_member(tmp_path: Path) -> None
     on = {"job": "graph-students", "task": "classifier"}
     raw |= {"name": "graph-last", "student": on, "roles": {"teacher": role}}
     raw["objective"] = {"terms": [{"kind": "forward_kl"}]}
+    raw["evaluation"]["rows"] = None  # left out above, where it is no default
     jobs = [*jobs, JobSpec.model_validate(raw)]
     summaries = run(jobs).jobs
     students, last = summaries[2], summaries[3]
