@@ -1,16 +1,14 @@
 """Jobs that learn from a role's gradients: stopped and resumed, on two ranks, from the cache."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import digits
 import pytest
+from houses import Player
 
-from orchestrator.errors import Interrupted
-from orchestrator.events import Event, StepDone
-from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
 
@@ -21,15 +19,10 @@ RECIPE = {"kind": "gradient_kd", "layers": {"stages.0": "stages.0"}}
 
 
 @dataclass
-class House:
+class House(Player):
     """One session of a number of workers."""
 
-    root: Path
-    workers: int
     zero: int
-    session: Session | None = None
-    hear: Callable[[Event], None] = lambda event: None
-    played: int = 0
 
     def job(self, every: int = STEPS) -> JobSpec:
         """A student that learns labels, logits and gradients of an untrained role."""
@@ -59,32 +52,6 @@ class House:
             cache={"path": str(self.root / f"cache-{self.workers}")},
             storage=str(self.root / f"runs-{self.workers}"),
         )
-
-    def play(
-        self, spec: JobSpec, stop_after: int | None = None
-    ) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
-        """Summary and metrics by step; with `stop_after`, stopped there once and gone on with."""
-        self.played += 1
-        folder = RunFolder.at(spec.storage, f"run-{self.played}")
-        folder.write([spec], 0, [folder.run_id])
-        metrics: dict[int, dict[str, float]] = {}
-        stopped = stop_after is None
-
-        def listen(event: Event) -> None:
-            nonlocal stopped
-            if isinstance(event, StepDone):
-                metrics[event.step] = dict(event.metrics)
-                if not stopped and event.step >= (stop_after or 0):
-                    stopped = True
-                    raise KeyboardInterrupt  # as the user's Ctrl-C would
-
-        self.hear = listen
-        assert self.session is not None
-        if stop_after is not None:
-            with pytest.raises(Interrupted, match="stopped after step"):
-                self.session.run_job(spec, folder, {}, resume=False)
-        summary = self.session.run_job(spec, folder, {}, resume=stop_after is not None)
-        return summary, metrics
 
 
 def _house(root: Path, workers: int, zero: int) -> Iterator[House]:

@@ -1,6 +1,6 @@
 """Graphs of roles, whole: members and branches resumed and on two ranks; a chain of jobs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,12 @@ import digits
 import pytest
 import torch
 from graph_files import ROLE, SMALL, members
+from houses import Player
 from safetensors.torch import load_file
 
 from orchestrator import load_jobs, run
-from orchestrator.errors import Interrupted
-from orchestrator.events import Event, StepDone
 from orchestrator.models.forward import classify
 from orchestrator.models.load import load_model
-from orchestrator.run_folder import RunFolder
 from orchestrator.runner import evaluate
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
@@ -61,15 +59,10 @@ JOBS: dict[str, dict[str, Any]] = {
 
 
 @dataclass
-class House:
+class House(Player):
     """One session of a number of workers."""
 
-    root: Path
-    workers: int
     zero: int
-    session: Session | None = None
-    hear: Callable[[Event], None] = lambda event: None
-    played: int = 0
 
     def job(self, name: str, every: int = STEPS, **changes: Any) -> JobSpec:
         """A job of `STEPS` steps."""
@@ -93,32 +86,6 @@ class House:
             storage=str(self.root / f"runs-{self.workers}-{self.zero}"),
             **{**JOBS[name], **changes},
         )
-
-    def play(
-        self, spec: JobSpec, stop_after: int | None = None
-    ) -> tuple[dict[str, Any], dict[int, dict[str, float]]]:
-        """Summary and metrics by step; with `stop_after`, stopped there once and gone on with."""
-        self.played += 1
-        folder = RunFolder.at(spec.storage, f"run-{self.played}")
-        folder.write([spec], 0, [folder.run_id])
-        metrics: dict[int, dict[str, float]] = {}
-        stopped = stop_after is None
-
-        def listen(event: Event) -> None:
-            nonlocal stopped
-            if isinstance(event, StepDone):
-                metrics[event.step] = dict(event.metrics)
-                if not stopped and event.step >= (stop_after or 0):
-                    stopped = True
-                    raise KeyboardInterrupt  # as the user's Ctrl-C would
-
-        self.hear = listen
-        assert self.session is not None
-        if stop_after is not None:
-            with pytest.raises(Interrupted, match="stopped after step"):
-                self.session.run_job(spec, folder, {}, resume=False)
-        summary = self.session.run_job(spec, folder, {}, resume=stop_after is not None)
-        return summary, metrics
 
 
 def _house(root: Path, workers: int, zero: int) -> Iterator[House]:
