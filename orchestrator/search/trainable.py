@@ -14,9 +14,16 @@ from ray import tune
 from .exchange import NAMESPACE, News
 from .spec import STEP, goal_name
 
+ON_THE_HEAD = "node:__internal_head__"
+"""A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
+
 
 class Trial(tune.Trainable):
     """Results of one trial, as they come."""
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([{ON_THE_HEAD: 0.001}])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._exchange: Any = ray.get_actor(config["exchange"], namespace=NAMESPACE)

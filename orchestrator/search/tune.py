@@ -19,8 +19,6 @@ CALL_S = 120.0
 """Deadline of one call to the exchange."""
 START_S = 600.0
 """Deadline of its start."""
-ON_THE_HEAD = "node:__internal_head__"
-"""A resource of Ray's head: a trial's driver, which computes nothing, takes no CPU."""
 DEATHS = 3
 """Times that the driver of one trial is started anew."""
 
@@ -88,7 +86,7 @@ def tuner_of(
     """
     several = len(spec.goals) > 1
     tuner = tune.Tuner(
-        tune.with_resources(Trial, {ON_THE_HEAD: 0.001}),
+        Trial,
         tune_config=tune.TuneConfig(
             metric=None if several else goal_name(0),
             mode=None if several else spec.mode,
