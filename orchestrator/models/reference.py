@@ -12,6 +12,7 @@ Shape letters: R samples, V classes.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -76,9 +77,9 @@ def conv(
         ValueError: a size is not positive, the image is too small, or the activation is unknown.
     """
     _check(activation, channels=channels, classes=classes, width=width, depth=depth)
-    if size < 2 ** (depth - 1):
-        raise ValueError(f"size is {size}, and {depth} blocks need {2 ** (depth - 1)}; lower depth")
-    return Conv(channels, classes, width, depth, _ACTIVATIONS[activation], residual)
+    _check_image(size, depth)
+    layers = ConvLayers(channels, width, _ACTIVATIONS[activation], residual)
+    return Conv(layers, classes, width, depth)
 
 
 def blocks(
@@ -234,40 +235,133 @@ def branches(
     """
     _check(activation, inputs=inputs, classes=classes, width=width, trunk=trunk + 1)
     _check(activation, branches=branches - 1, depth=depth + 1)
-    names = [f"branch_{index}" for index in range(branches)]
-    if only is not None and only not in (*names, ENSEMBLE):
-        raise ValueError(f"only is {only!r}; use one of {', '.join(names)}, {ENSEMBLE}")
-    made = Branches(inputs, classes, names, width, trunk, depth, _ACTIVATIONS[activation])
-    return made if only is None or only == ENSEMBLE else made.keeping(only)
+    layers = PerceptronLayers(inputs, width, _ACTIVATIONS[activation])
+    names = _names(branches, only)
+    return Branches(layers, classes, names, width, trunk, depth).keeping(only)
+
+
+def conv_branches(
+    channels: int,
+    size: int,
+    classes: int,
+    branches: int = 3,
+    width: int = 16,
+    trunk: int = 1,
+    depth: int = 1,
+    activation: Activation = "relu",
+    only: str | None = None,
+) -> "ImageBranches":
+    """`branches` of convolutional nets, whose blocks are those of `conv`.
+
+    Each path from the image to a branch's logits is a `conv` of trunk + depth blocks.
+
+    Args:
+        channels: of an image.
+        size: its height and width.
+        classes: V.
+        branches: how many, two or more.
+        width: channels of the hidden layers.
+        trunk: shared blocks after the first layer, which is shared too.
+        depth: further blocks of each branch.
+        activation: after each convolution.
+        only: an output that is wanted without the others; names of parameters stay as they are.
+
+    Raises:
+        ValueError: a size is too small, the activation is unknown, or there is no such output.
+    """
+    _check(activation, channels=channels, classes=classes, width=width, trunk=trunk + 1)
+    _check(activation, branches=branches - 1, depth=depth + 1, blocks=trunk + depth)
+    _check_image(size, trunk + depth)
+    layers = ConvLayers(channels, width, _ACTIVATIONS[activation])
+    names = _names(branches, only)
+    return ImageBranches(layers, classes, names, width, trunk, depth).keeping(only)
 
 
 ENSEMBLE = "ensemble"
 
 
+def _names(branches: int, only: str | None) -> list[str]:
+    names = [f"branch_{index}" for index in range(branches)]
+    if only is not None and only not in (*names, ENSEMBLE):
+        raise ValueError(f"only is {only!r}; use one of {', '.join(names)}, {ENSEMBLE}")
+    return names
+
+
+@dataclass(frozen=True)
+class PerceptronLayers:
+    """What a perceptron's layers are, and how they are applied."""
+
+    inputs: int
+    width: int
+    activation: Callable[[Tensor], Tensor]
+
+    def first(self) -> nn.Module:
+        return nn.Linear(self.inputs, self.width)
+
+    def block(self) -> nn.Module:
+        return nn.Linear(self.width, self.width)
+
+    def apply(self, block: Any, x: Tensor, *, index: int) -> Tensor:
+        """The features after a block, the index-th of its path."""
+        return x + self.activation(block(x))
+
+    def flat(self, x: Tensor) -> Tensor:
+        """[R, width] of a block's features."""
+        return x
+
+
+@dataclass(frozen=True)
+class ConvLayers:
+    """What a convolutional net's layers are, and how they are applied."""
+
+    channels: int
+    width: int
+    activation: Callable[[Tensor], Tensor]
+    residual: bool = True
+
+    def first(self) -> nn.Module:
+        return nn.Conv2d(self.channels, self.width, 3, padding=1)
+
+    def block(self) -> nn.Module:
+        return nn.ModuleList(nn.Conv2d(self.width, self.width, 3, padding=1) for _ in range(2))
+
+    def apply(self, block: Any, x: Tensor, *, index: int) -> Tensor:
+        """The features after a block, the index-th of its path."""
+        if index:
+            x = nn.functional.max_pool2d(x, 2)
+        y = x
+        for layer in block:
+            y = self.activation(layer(y))
+        return x + y if self.residual else y
+
+    def flat(self, x: Tensor) -> Tensor:
+        """[R, width] of a block's features."""
+        return x.mean((2, 3))
+
+
 class Branches(nn.Module):
-    """See `branches`."""
+    """See `branches` and `conv_branches`."""
 
     def __init__(
         self,
-        inputs: int,
+        layers: PerceptronLayers | ConvLayers,
         classes: int,
         names: Sequence[str],
         width: int,
         trunk: int,
         depth: int,
-        activation: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
         self.num_labels = classes
-        self._activation = activation
-        self.first = nn.Linear(inputs, width)
-        self.trunk = nn.ModuleList(nn.Linear(width, width) for _ in range(trunk))
+        self._layers, self._shared_blocks = layers, trunk
+        self.first = layers.first()
+        self.trunk = nn.ModuleList(layers.block() for _ in range(trunk))
         self.shared = nn.Identity()
         self.branches = nn.ModuleDict(
             {
                 name: nn.ModuleDict(
                     {
-                        "blocks": nn.ModuleList(nn.Linear(width, width) for _ in range(depth)),
+                        "blocks": nn.ModuleList(layers.block() for _ in range(depth)),
                         "head": nn.Linear(width, classes),
                     }
                 )
@@ -276,30 +370,42 @@ class Branches(nn.Module):
         )
         self.gate: nn.Linear | None = nn.Linear(width, len(names))
 
-    def keeping(self, name: str) -> "Branches":
-        """With one branch and without the gate."""
-        self.branches = nn.ModuleDict({name: self.branches[name]})
-        self.gate = None
+    def keeping(self, only: str | None) -> "Branches":
+        """With one branch and without the gate; None, and the ensemble, need all."""
+        if only is not None and only != ENSEMBLE:
+            self.branches = nn.ModuleDict({only: self.branches[only]})
+            self.gate = None
         return self
 
     def forward(self, features: Tensor) -> NamedLogits:
         """[R, inputs] -> by name [R, V]."""
-        x = self._activation(self.first(features))
-        for block in self.trunk:
-            x = x + self._activation(block(x))
+        return self._named(features)
+
+    def _named(self, given: Tensor) -> NamedLogits:
+        x = self._layers.activation(self.first(given))
+        for index, block in enumerate(self.trunk):
+            x = self._layers.apply(block, x, index=index)
         x = self.shared(x)
         named = {name: self._branch(branch, x) for name, branch in self.branches.items()}
         if self.gate is None:
             return NamedLogits(named, next(iter(named)))
-        share = torch.softmax(torch.relu(self.gate(x)), 1)
+        share = torch.softmax(torch.relu(self.gate(self._layers.flat(x))), 1)
         stacked = torch.stack(list(named.values()), 1)
         named[ENSEMBLE] = (share.unsqueeze(2) * stacked).sum(1)
         return NamedLogits(named, ENSEMBLE)
 
     def _branch(self, branch: Any, x: Tensor) -> Tensor:
-        for block in branch["blocks"]:
-            x = x + self._activation(block(x))
-        return branch["head"](x)
+        for index, block in enumerate(branch["blocks"], self._shared_blocks):
+            x = self._layers.apply(block, x, index=index)
+        return branch["head"](self._layers.flat(x))
+
+
+class ImageBranches(Branches):
+    """See `conv_branches`."""
+
+    def forward(self, pixel_values: Tensor) -> NamedLogits:
+        """[R, channels, size, size] -> by name [R, V]."""
+        return self._named(pixel_values)
 
 
 class MLP(nn.Module):
@@ -334,37 +440,21 @@ class MLP(nn.Module):
 class Conv(nn.Module):
     """See `conv`."""
 
-    def __init__(
-        self,
-        channels: int,
-        classes: int,
-        width: int,
-        depth: int,
-        activation: Callable[[Tensor], Tensor],
-        residual: bool,
-    ) -> None:
+    def __init__(self, layers: ConvLayers, classes: int, width: int, depth: int) -> None:
         super().__init__()
         self.num_labels = classes
-        self._activation, self._residual = activation, residual
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-            for _ in range(depth)
-        )
+        self._layers = layers
+        self.first = layers.first()
+        self.blocks = nn.ModuleList(layers.block() for _ in range(depth))
         self.head = nn.Linear(width, classes)
         self.stages = _stages(depth)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """[R, channels, size, size] -> [R, V]."""
-        x = self.stages[0](self._activation(self.first(pixel_values)))
+        x = self.stages[0](self._layers.activation(self.first(pixel_values)))
         for index, block in enumerate(self.blocks):
-            if index:
-                x = nn.functional.max_pool2d(x, 2)
-            y = x
-            for layer in block:  # type: ignore[attr-defined]  # a ModuleList of two
-                y = self._activation(layer(y))
-            x = self.stages[index + 1](x + y if self._residual else y)
-        return self.head(x.mean((2, 3)))
+            x = self.stages[index + 1](self._layers.apply(block, x, index=index))
+        return self.head(self._layers.flat(x))
 
 
 def _stages(depth: int) -> nn.ModuleList:
@@ -378,3 +468,8 @@ def _check(activation: str, **sizes: int) -> None:
             raise ValueError(f"{name} is too small ({size}); give a positive number")
     if activation not in _ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; use one of {', '.join(_ACTIVATIONS)}")
+
+
+def _check_image(size: int, depth: int) -> None:
+    if size < 2 ** (depth - 1):
+        raise ValueError(f"size is {size}, and {depth} blocks need {2 ** (depth - 1)}; lower depth")

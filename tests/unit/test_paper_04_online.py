@@ -16,7 +16,7 @@ from orchestrator.models.exported import MEMBERS, Export, may_import
 from orchestrator.models.forward import NamedLogits, classify, classify_all
 from orchestrator.models.load import load_model
 from orchestrator.models.made import MADE_FILE
-from orchestrator.models.reference import branches
+from orchestrator.models.reference import branches, conv, conv_branches
 from orchestrator.spec import JobSpec
 from orchestrator.spec.models import ModelSpec, StudentSpec
 from orchestrator.students.export import _write  # pyright: ignore[reportPrivateUsage]
@@ -201,6 +201,36 @@ def test_a_branch_alone_gives_what_it_gave_beside_the_others() -> None:
         torch.testing.assert_close(single(x).logits, whole(x)[name], rtol=0, atol=0)
     with pytest.raises(ValueError, match="only is 'branch_3'"):
         branches(5, V, only="branch_3")
+
+
+def test_a_branch_of_images_is_a_plain_net() -> None:
+    """Each path from the image on has the blocks, the pooling and the head of `conv`."""
+    whole: Any = conv_branches(2, 8, V, width=6, trunk=1, depth=2)
+    images = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    named = whole(pixel_values=images)
+    share = torch.softmax(torch.relu(whole.gate(_pooled_trunk(whole, images))), 1)
+    mixed = sum((share[:, [k]] * named[f"branch_{k}"] for k in range(3)), torch.zeros(4, V))
+    assert torch.allclose(named["ensemble"], mixed, atol=1e-6)
+    for k in range(3):
+        plain: Any = conv(2, 8, V, width=6, depth=3)
+        branch = whole.branches[f"branch_{k}"]
+        for mine, theirs in zip(
+            [plain.first, *plain.blocks, plain.head],
+            [whole.first, *whole.trunk, *branch["blocks"], branch["head"]],
+            strict=True,
+        ):
+            mine.load_state_dict(theirs.state_dict())
+        assert torch.equal(plain(images), named[f"branch_{k}"])
+    with pytest.raises(ValueError, match="4 blocks need 8"):
+        conv_branches(2, 7, V, trunk=2, depth=2)
+
+
+def _pooled_trunk(module: Any, images: torch.Tensor) -> torch.Tensor:
+    x = module.first(images).relu()
+    y = x
+    for layer in module.trunk[0]:
+        y = layer(y).relu()
+    return (x + y).mean((2, 3))
 
 
 # --- the student that is several -----------------------------------------------------------------
