@@ -179,27 +179,29 @@ class Played:
         summary = json.loads((self.result / "runs" / run / "summary.json").read_text())
         return summary["weights_sha256"]
 
-    def metrics(self) -> dict[str, dict[str, list[Any]]]:
-        """What the tracking store has: trial -> metric -> its steps, with values where they are of
-        the job alone."""
+    def metrics(self) -> dict[tuple[str, int], dict[str, list[Any]]]:
+        """What the tracking store has: trial, first step -> metric -> its steps, with values where
+        they are of the job alone. In a population each leg of a trial has a run of its own."""
         client = MlflowClient(self.uri or f"sqlite:///{self.folder}/runs/mlflow.db")
         experiment = client.get_experiment_by_name("stillhouse")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id])
         assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}, "one is left open"
-        found: dict[str, dict[str, list[Any]]] = {}
+        found: dict[tuple[str, int], dict[str, list[Any]]] = {}
         for run in runs:
             number = run.data.tags.get("search.trial")
             if number is None or run.info.status == "KILLED":
-                continue  # the search; what was begun anew, for want of a checkpoint, or paused
-            assert number not in found, "a trial has two ends"
-            found[number] = {
+                continue  # the search; what was begun anew, for want of a checkpoint
+            told = {
                 name: sorted(
                     (point.step, point.value if name.startswith(RETOLD) else None)
                     for point in client.get_metric_history(run.info.run_id, name)
                 )
                 for name in run.data.metrics
             }
+            leg = number, told["loss/total"][0][0]
+            assert leg not in found, "a trial has two ends"
+            found[leg] = told
         return found
 
 
@@ -221,7 +223,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Played:
         played.end()
     assert [trial["status"] for trial in played.trials()] == ["done"] * TRIALS
     steps = list(range(1, STEPS + 1))
-    assert [step for step, _ in played.metrics()["0"]["loss/total"]] == steps
+    assert [step for step, _ in played.metrics()["0", 1]["loss/total"]] == steps
     return played
 
 
