@@ -3,7 +3,8 @@
     python docs/generate_studies.py            run or go on with them, then write
     python docs/generate_studies.py --tables   write from what is there
 
-All studies share one Ray session. Exit code 1 if an assertion fails or a job has no result.
+All studies share one Ray session and its workers. Exit code 1 if an assertion fails or a job has no
+result.
 """
 
 import argparse
@@ -46,16 +47,22 @@ def main() -> int:
 def _run(studies: list[StudySpec]) -> None:
     import ray
 
+    from orchestrator.series.kept import Kept
+    from orchestrator.series.sessions import sessions
     from orchestrator.session import join_ray
 
     began = time.monotonic()
     join_ray(None)
     try:
-        for study in studies:
-            begun = (_folder(study) / "study.yaml").is_file()
-            with lines(sys.stdout) as draw:
-                run_study(study, resume=begun, accept_changes=begun, on_event=draw)
-            print(f"{study.name}: {time.monotonic() - began:.0f} s since the first", flush=True)
+        with Kept(sessions()) as drivers:
+            for study in studies:
+                begun = (_folder(study) / "study.yaml").is_file()
+                with lines(sys.stdout) as draw:
+                    run_study(
+                        study, resume=begun, accept_changes=begun, on_event=draw, drivers=drivers
+                    )
+                took = time.monotonic() - began
+                print(f"{study.name}: {took:.0f} s since the first", flush=True)
     finally:
         ray.shutdown()
 

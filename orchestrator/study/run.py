@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.paths import USUAL, paths_of
 from orchestrator.events import Event, JobEnded, Warned
+from orchestrator.series.drivers import Drivers
 from orchestrator.series.folder import Folder, local_storage
 from orchestrator.series.journal import Journal
 from orchestrator.series.rest import send_rest
@@ -62,6 +63,7 @@ def run_study(
     resume: bool = False,
     accept_changes: bool = False,
     on_event: OnEvent = lambda event: None,
+    drivers: Drivers | None = None,
 ) -> StudyResult:
     """Run a study to its table.
 
@@ -72,6 +74,7 @@ def run_study(
         accept_changes: also if the study was another then; jobs that are the same are kept.
         on_event: hears what jobs tell, and how far the study is. Called from several threads, by
             one at a time.
+        drivers: what runs its jobs, in a Ray session that is open; None: sessions of its own.
 
     Raises:
         SpecError: the study cannot run as written; nothing was started.
@@ -96,7 +99,7 @@ def run_study(
         status = "failed"
         try:
             hear = _warning_of_absent_metrics(study, plan, on_event)
-            causes, interrupted = _work(plan, journal, parallel, hear)
+            causes, interrupted = _work(plan, journal, parallel, hear, drivers)
             result = _conclude(study, plan, folder, journal, causes, tracker)
             status = "interrupted" if interrupted else "finished" if result.holds else "failed"
         finally:
@@ -115,6 +118,7 @@ def _work(
     journal: Journal[Entry],
     parallel: int | None,
     on_event: OnEvent,
+    drivers: Drivers | None,
 ) -> tuple[Mapping[str, str], bool]:
     """Do the jobs; causes of failures by key, and whether it was interrupted."""
     done = still_there(plan, Told.by(journal.entries))
@@ -128,7 +132,7 @@ def _work(
     started = join_ray(plan.jobs[0].spec.ray.address)
     try:
         lanes = lanes_for(plan, inventory(), parallel)
-        crew = Crew(plan, sessions(), journal, done, lanes, on_event)
+        crew = Crew(plan, drivers or sessions(), journal, done, lanes, on_event)
         interrupted = crew.work()
         return crew.causes, interrupted
     finally:
