@@ -16,6 +16,7 @@ from safetensors.torch import load_model as load_weights
 from torch import nn
 
 from orchestrator.errors import SpecError
+from orchestrator.spec.explain import nearest
 from orchestrator.spec.models import ModelSpec
 
 from .architecture import fresh_config
@@ -69,9 +70,15 @@ def _from_folder(
 ) -> tuple[nn.Module, Made | None]:
     found = check_folder(folder, spec, field)
     if is_made(folder):
-        made = read_made(folder, field)
+        made = read_made(folder, field).edited(spec.edit)
         return _with_weights(_imported(made, spec, 0, field), folder, spec, field), made
     if is_adapter(folder):
+        if spec.edit:
+            raise SpecError(
+                f"{field.rpartition('.')[0]}.edit",
+                f"is of {folder}, an adapter, whose base lies elsewhere",
+                "Export with lora.export: merged, and edit that",
+            )
         return _from_adapter(folder, found, spec, device, field), None
     return _pretrained(folder, spec, device, field), None
 
@@ -88,8 +95,12 @@ def _pretrained(folder: str, spec: ModelSpec, device: str, field: str) -> nn.Mod
     if device == "auto":
         arguments["device_map"] = "auto"
     config = _load_config(folder, spec, field)
+    if spec.edit:
+        _edit(config, spec.edit, f"{field.rpartition('.')[0]}.edit")
     try:
-        module, info = _auto_class(config, spec, field).from_pretrained(folder, **arguments)
+        module, info = _auto_class(config, spec, field).from_pretrained(
+            folder, config=config, **arguments
+        )
     except (OSError, *MODEL_ERRORS) as error:
         _blame_attention(error, spec, field.rpartition(".")[0])
         raise SpecError(
@@ -154,6 +165,14 @@ def _load_config(folder: str, spec: ModelSpec, field: str) -> Any:
         raise SpecError(
             field, f"{folder}/config.json is not understood ({error})", "Mend it"
         ) from error
+
+
+def _edit(config: Any, edit: Mapping[str, Any], field: str) -> None:
+    for name, value in edit.items():
+        if name not in config.to_dict():
+            remedy = nearest(name, list(config.to_dict()))
+            raise SpecError(f"{field}.{name}", f"is nothing a {config.model_type} has", remedy)
+        setattr(config, name, value)
 
 
 def _auto_class(config: Any, spec: ModelSpec, field: str) -> Any:
@@ -239,7 +258,10 @@ def _with_weights(module: nn.Module, folder: str, spec: ModelSpec, field: str) -
     """The module with the weights of its export."""
     file = Path(folder) / "model.safetensors"
     try:
-        load_weights(module, file)
+        # A copy may do without some of the weights, and have none that are not there.
+        missing, _ = load_weights(module, file, strict=not spec.edit)
+        if missing:
+            raise RuntimeError(f"{', '.join(sorted(missing)[:3])} are not there")
     except (RuntimeError, OSError) as error:
         raise SpecError(
             field,

@@ -7,6 +7,7 @@ names the code that the list of jobs itself names. Imports neither torch nor ray
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.models import ModelSpec, StudentSpec
@@ -54,13 +55,17 @@ def may_import(
         return False
     student, alone = exports[name].student, None
     first = student.model_of(member)
+    edit: dict[str, Any] = {}
     while True:
         alone = alone or student.alone
+        edit = {**first.edit, **edit}  # the later one has the last word
         if first.job is None:
             break
         student = exports[first.job].student
         first = student.model_of(first.member)
     wanted = _named(first, field)
+    if wanted is not None:
+        wanted = wanted.edited(edit)
     if wanted is not None and alone is not None:
         wanted = wanted.only(alone)
     if wanted is None and first.allow_remote_code:

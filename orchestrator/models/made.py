@@ -27,6 +27,10 @@ class Made:
         """What makes one output of a module that has several, without the others."""
         return Made(self.target, {**self.arguments, "only": output})
 
+    def edited(self, edit: dict[str, Any]) -> "Made":
+        """What makes a copy with some other arguments."""
+        return Made(self.target, {**self.arguments, **edit})
+
     @property
     def text(self) -> str:
         """As JSON, equal for equal ones."""

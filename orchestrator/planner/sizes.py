@@ -48,10 +48,11 @@ def model_size(
     if kind == "architecture":
         return _from_config({"vocab_size": vocabulary, **value}, None, classifier)
     if kind == "path" and is_made(value):
-        return ModelSize(parameters=_stored_parameters(Path(value)))
+        return ModelSize(parameters=_stored_parameters(Path(value)))  # at most, of an edited copy
     if kind == "path" and Path(value).is_dir() and not is_adapter(value):
         config = json.loads((Path(value) / "config.json").read_text(encoding="utf-8"))
-        return _from_config(config, _stored_parameters(Path(value)), classifier)
+        stored = None if spec.edit else _stored_parameters(Path(value))
+        return _from_config({**config, **spec.edit}, stored, classifier)
     if kind == "job":
         for index, job in enumerate(earlier):
             if job.name == value:

@@ -16,6 +16,7 @@ from strategies.specs import MEMBER_NAME, Spec
 
 from .refuse import refusal
 
+_NOT_EDITED = frozenset({"model_type", "architectures", "auto_map"})
 SOURCES = ("path", "hub", "registry", "job", "architecture", "import")
 DType = Literal["float32", "bfloat16", "float16"]
 LogDType = Literal["float32", "float16", "int8"]
@@ -100,6 +101,9 @@ class ModelSpec(Spec):
     """`package.module:callable` that returns a torch module."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the imported callable."""
+    edit: dict[str, Any] = {}
+    """A copy with these changes and the same weights: entries of the model's config, or arguments
+    of an imported module. `{num_hidden_layers: 4}`: the first four layers."""
     task: Literal["causal_lm", "classifier"] = "causal_lm"
     """A classifier gives one row of logits a sample: of a text, of features, of an image."""
     tokenizer: str | None = None
@@ -126,6 +130,14 @@ class ModelSpec(Spec):
             )
         if self.arguments and self.import_ is None:
             raise ValueError("arguments are only used with import; remove them")
+        if self.edit and self.source[0] not in ("path", "hub", "registry", "job"):
+            raise ValueError(
+                f"edit changes a model that is there, and {self.source[0]} makes a new one; say it "
+                "there"
+            )
+        if self.edit.keys() & _NOT_EDITED:
+            named = ", ".join(sorted(self.edit.keys() & _NOT_EDITED))
+            raise ValueError(f"edit changes {named}, which say what model it is; remove them")
         if self.revision and self.hub is None:
             raise ValueError("revision is only used with hub; remove it")
         if self.member is not None and self.job is None:

@@ -92,6 +92,7 @@ def test_a_second_job_asks_nobody_and_learns_the_same(stage: Stage, encoding: st
     assert samples["asked"] == samples["delivered"] == samples["consumed"] > 0
 
 
+@pytest.mark.slow
 def test_another_order_another_packing_and_another_temperature_ask_nobody(stage: Stage) -> None:
     first = stage.play(stage.job())
     data = {**stage.job().data.model_dump(mode="json", by_alias=True), "packing": False}

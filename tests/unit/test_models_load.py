@@ -16,6 +16,7 @@ from orchestrator.models.export import export_folder
 from orchestrator.models.folder import check_folder
 from orchestrator.models.forward import classify, forward_logits
 from orchestrator.models.load import load_model
+from orchestrator.planner.sizes import model_size
 from orchestrator.spec.models import ModelSpec
 
 
@@ -293,3 +294,24 @@ def test_enlarging_changes_what_a_fresh_model_says():
     enlarge(module)
     after = forward_logits(module, torch.tensor([[1, 2]]), torch.tensor([[0, 1]]))
     assert after.std() > 3 * before.std()
+
+
+def test_an_edited_copy_of_a_decoder_has_its_first_layers(tmp_path: Path) -> None:
+    """What a student is often begun with; each layer's weights are those of the folder."""
+    folder = str(tmp_path / "whole")
+    whole = load_model(ModelSpec(architecture={**ARCHITECTURES["llama"], "num_hidden_layers": 3}))
+    whole.module.save_pretrained(folder)
+    short = load_model(ModelSpec(path=folder, edit={"num_hidden_layers": 2}))
+    assert short.config.num_hidden_layers == 2
+    kept, given = short.module.state_dict(), whole.module.state_dict()
+    assert {name for name in given if name not in kept} == {
+        name for name in given if ".layers.2." in name
+    }
+    assert all(torch.equal(kept[name], given[name]) for name in kept)
+    assert short.fingerprint != load_model(ModelSpec(path=folder)).fingerprint
+    spec = ModelSpec(path=folder, edit={"num_hidden_layers": 2})
+    assert model_size(spec).parameters < model_size(ModelSpec(path=folder)).parameters
+    with pytest.raises(SpecError, match=r"student.edit.hidden_layers.*num_hidden_layers"):
+        load_model(ModelSpec(path=folder, edit={"hidden_layers": 2}), field="student")
+    with pytest.raises(SpecError, match="lacks 9 weights"):
+        load_model(ModelSpec(path=folder, edit={"num_hidden_layers": 4}), field="student")

@@ -139,6 +139,43 @@ def test_an_imported_module_comes_back_from_its_export(tmp_path: Path) -> None:
     assert model_size(spec).parameters == sum(p.numel() for p in loaded.module.parameters())
 
 
+def test_an_edited_copy_has_the_weights_and_does_something_else(tmp_path: Path) -> None:
+    """Skips off: as many parameters, the same ones (arXiv:2006.16589); fewer blocks: the first."""
+    loaded = load(arguments={**digits.student()["arguments"], "depth": 3})
+    folder = export_folder(loaded.module, None, tmp_path / "out", made=loaded.made)
+
+    def edited(**edit: object) -> Loaded:
+        spec = {"path": str(folder), "task": "classifier", "allow_remote_code": True, "edit": edit}
+        return load_model(ModelSpec.model_validate(spec), field="roles.teacher")
+
+    plain = edited(residual=False)
+    kept = plain.module.state_dict()
+    assert kept.keys() == loaded.module.state_dict().keys()
+    assert all(torch.equal(kept[name], value) for name, value in loaded.module.state_dict().items())
+    inputs = {"features": FEATURES}
+    assert not torch.equal(classify(plain.module, inputs), classify(loaded.module, inputs))
+    assert plain.fingerprint != loaded.fingerprint == edited().fingerprint
+    assert sum(p.numel() for p in edited(depth=1).module.parameters()) < sum(
+        p.numel() for p in plain.module.parameters()
+    )
+    with pytest.raises(SpecError, match=r"blocks.3.bias.*are not there"):
+        edited(depth=4)
+    with pytest.raises(SpecError, match=r"refuses its arguments.*no_such"):
+        edited(no_such=1)
+    again = export_folder(plain.module, None, tmp_path / "again", made=plain.made)
+    assert loaded.made is not None
+    first = StudentSpec(**{"import": loaded.made.target}, arguments=loaded.made.arguments)
+    exports = {
+        "first": Export(str(folder), first),
+        "second": Export(str(again), StudentSpec(job="first", edit={"residual": False})),
+        "third": Export(str(again), StudentSpec(job="second")),
+    }
+    assert may_import(again, "second", exports, "student.job")
+    assert may_import(again, "third", exports, "student.job")
+    with pytest.raises(SpecError, match="Somebody has changed the export"):
+        may_import(folder, "second", exports, "student.job")
+
+
 def test_code_named_by_a_folder_is_imported_by_consent_only(tmp_path: Path) -> None:
     _, folder = exported(tmp_path)
     (folder / MADE_FILE).write_text(
