@@ -13,7 +13,7 @@ Shape letters: R samples, V classes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -339,8 +339,8 @@ class ConvLayers:
         return x.mean((2, 3))
 
 
-class Branches(nn.Module):
-    """See `branches` and `conv_branches`."""
+class _Branches(nn.Module):
+    """A trunk, its branches, and a gate."""
 
     def __init__(
         self,
@@ -370,16 +370,12 @@ class Branches(nn.Module):
         )
         self.gate: nn.Linear | None = nn.Linear(width, len(names))
 
-    def keeping(self, only: str | None) -> "Branches":
+    def keeping(self, only: str | None) -> Self:
         """With one branch and without the gate; None, and the ensemble, need all."""
         if only is not None and only != ENSEMBLE:
             self.branches = nn.ModuleDict({only: self.branches[only]})
             self.gate = None
         return self
-
-    def forward(self, features: Tensor) -> NamedLogits:
-        """[R, inputs] -> by name [R, V]."""
-        return self._named(features)
 
     def _named(self, given: Tensor) -> NamedLogits:
         x = self._layers.activation(self.first(given))
@@ -400,7 +396,15 @@ class Branches(nn.Module):
         return branch["head"](self._layers.flat(x))
 
 
-class ImageBranches(Branches):
+class Branches(_Branches):
+    """See `branches`."""
+
+    def forward(self, features: Tensor) -> NamedLogits:
+        """[R, inputs] -> by name [R, V]."""
+        return self._named(features)
+
+
+class ImageBranches(_Branches):
     """See `conv_branches`."""
 
     def forward(self, pixel_values: Tensor) -> NamedLogits:
