@@ -4,7 +4,7 @@
 
 Trials differ in the student's side alone and learn from the same data; two run side by side, beside
 one pool. The least is 8 S + T device-seconds, over two cores: T, what a replica works for
-`stillhouse label` into an empty cache; S, the training loop of a student whose signals are all in
+`stillhouse label` into an empty cache, times the share of its records that trials ask; S, the training loop of a student whose signals are all in
 the cache, with no pool, measured on two such students side by side, because cores share caches,
 memory and clock. The eight runs are `stillhouse run` in processes of their own with empty caches;
 `--separate` of them are played, and count for eight. Seconds from a trial's start to its first step
@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import ray
 from workload import (
+    TOKENIZER,
     Workload,
     add_arguments,
     balanced,
@@ -41,6 +42,7 @@ from workload import (
     write_text,
 )
 
+from orchestrator.data import Order, prepare
 from orchestrator.events import Event, StepDone, Warned
 from orchestrator.pool import Pool, PoolPlan
 from orchestrator.search.load import search_of
@@ -151,6 +153,15 @@ def label(spec: JobSpec) -> tuple[float, int]:
         return worked(pool)["busy_s"], sum(part["computed"] for part in told["labelled"])
 
 
+def asked(spec: JobSpec, cache: Path) -> int:
+    """Samples that a job's steps read: as many keys does it ask the role for."""
+    training, data = spec.training, spec.data
+    store = prepare(data, str(TOKENIZER), str(cache)).train
+    order = Order(store, data.context, training.global_batch, spec.seed, data.packing)
+    rows = (row for step in range(training.steps or 0) for row in order.rows(step))
+    return len({sample for row in rows for sample in row})
+
+
 def worked(pool: Pool) -> dict[str, Any]:
     """What the pool's one replica has done, once its controller has heard of it."""
     time.sleep(PING_S)
@@ -234,7 +245,10 @@ def least(folder: Path, workload: Workload) -> Least:
     """Measure S and T."""
     filled = {"path": str(folder / "filled")}
     whole = raw_job("whole", folder, workload, cache=filled)
-    teacher_s, keys = label(absolute_paths(JobSpec.model_validate(whole)))
+    spec = absolute_paths(JobSpec.model_validate(whole))
+    teacher_s, labelled = label(spec)
+    keys = asked(spec, folder / "data")
+    teacher_s *= keys / labelled  # it labels all the text, of which the steps read a part
     from_cache = raw_job("students", folder, workload, cache=filled, pool={"kind": "none"})
     pair, _ = search(from_cache, LANES, Trace())
     student_s = [summary["cost"]["student_device_s"] for summary in summaries(pair)]
