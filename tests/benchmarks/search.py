@@ -4,7 +4,8 @@
 
 Trials differ in the student's side alone and learn from the same data; two run side by side, beside
 one pool. The least is 8 S + T device-seconds, over two cores: T, what a replica works for
-`stillhouse label` into an empty cache, times the share of its records that trials ask; S, the training loop of a student whose signals are all in
+`stillhouse label` into an empty cache, times the share of its records that trials ask; S, the
+training loop of a student whose signals are all in
 the cache, with no pool, measured on two such students side by side, because cores share caches,
 memory and clock. The eight runs are `stillhouse run` in processes of their own with empty caches;
 `--separate` of them are played, and count for eight. Seconds from a trial's start to its first step
