@@ -200,10 +200,21 @@ def device_seconds(found: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     return students, max(pool[:LANES]) + sum(pool[LANES:])
 
 
+def _in_pages(folder: Path, pages: int = 40) -> None:
+    """Cut the text into documents, of which some can be held out."""
+    (whole,) = folder.iterdir()
+    text = whole.read_text(encoding="utf-8")
+    whole.unlink()
+    size = -(-len(text) // pages)
+    for page in range(pages):
+        part = text[page * size : (page + 1) * size]
+        (folder / f"{page}.txt").write_text(part, encoding="utf-8")
+
+
 def with_asha(folder: Path) -> str:
     """What the pool has computed in a small search with ASHA, and how many keys its job has."""
     write_models(folder, SMALL)
-    write_text(folder / "text", SMALL)
+    _in_pages(write_text(folder / "text", SMALL))
     raw = raw_job("asha", folder, SMALL, cache={"path": str(folder / "cache")})
     raw["data"]["held_out"] = 0.1
     raw["evaluation"] = {"before": False, "generate": None, "every_steps": 8, "rows": 8}
