@@ -59,13 +59,15 @@ def a_batch() -> Batch:
 
 
 def specs() -> dict[str, ObjectiveSpec]:
-    """By recipe, with its defaults; without those about a role's layers, its weights, or items."""
+    """By recipe, with its defaults; without those about a role's layers, its weights, items, or
+    several students."""
     every = {kind: ObjectiveSpec.model_validate({"recipe": {"kind": kind}}) for kind in RECIPES}
     return {
         kind: spec
         for kind, spec in every.items()
         if not any(
             isinstance(term, FeatureTermSpec | RankTermSpec | RoleGradientSpec)
+            or term.member is not None
             for term in spec.terms
         )
     }
