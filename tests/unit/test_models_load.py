@@ -315,3 +315,23 @@ def test_an_edited_copy_of_a_decoder_has_its_first_layers(tmp_path: Path) -> Non
         load_model(ModelSpec(path=folder, edit={"hidden_layers": 2}), field="student")
     with pytest.raises(SpecError, match="lacks 9 weights"):
         load_model(ModelSpec(path=folder, edit={"num_hidden_layers": 4}), field="student")
+
+
+def test_an_edit_of_the_config_alone_is_another_role(folder: Path) -> None:
+    whole = load_model(ModelSpec(path=str(folder)))
+    edited = load_model(ModelSpec(path=str(folder), edit={"hidden_act": "gelu"}))
+    assert same(whole.module, edited.module)
+    assert edited.config.hidden_act == "gelu" and edited.fingerprint != whole.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("spec", "told"),
+    [
+        ({"architecture": {"model_type": "llama"}, "edit": {"hidden_act": "gelu"}}, "say it there"),
+        ({"path": "x", "edit": {"auto_map": {}}}, "edit changes auto_map"),
+        ({"path": "x", "edit": {"model_type": "gpt2"}}, "edit changes model_type"),
+    ],
+)
+def test_an_edit_that_says_what_model_it_is_is_refused(spec: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        ModelSpec.model_validate(spec)
