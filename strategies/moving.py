@@ -1,6 +1,7 @@
 """Samples moved to where a role has more to say: the arithmetic of a step. Plain torch, pure.
 
-Samples are features. Nothing here runs a model: outputs and gradients come from the caller.
+Samples are features, or what is added to a text's embeddings. Nothing here runs a model: outputs
+and gradients come from the caller.
 
 Shape letters: R samples, n numbers of one, V classes.
 """
@@ -40,7 +41,7 @@ def ascended(x: Tensor, gradient: Tensor, size: float, *, normalised: bool) -> T
         Jafari, Rezagholizadeh, Ghodsi. arXiv:2301.12006: x + eta d/dx |S(x) - T(x)|^2. That steps
         are normalised is ours.
     """
-    return x + size * (_unit(gradient) if normalised else gradient)
+    return x + size * (unit(gradient) if normalised else gradient)
 
 
 def past_boundary(x: Tensor, ahead: Tensor, gradient: Tensor, rate: float, margin: float) -> Tensor:
@@ -103,7 +104,23 @@ def random_ways(samples: Tensor, numbers: int, round_: int, seed: int) -> Tensor
     bits = mixed_bits(_bits(samples, round_, seed).unsqueeze(1) + place)
     first, second = uniform(mixed_bits(bits)).chunk(2, 1)
     normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()  # Box and Muller
-    return _unit(normal)
+    return unit(normal)
+
+
+def embedding_map(ours: Tensor, theirs: Tensor) -> Tensor:
+    """[d, e] float64: Q with the least |ours @ Q - theirs|^2; the smallest such Q.
+
+    Args:
+        ours: [I, d]: the embeddings of I token ids.
+        theirs: [I, e]: another model's of the same ids.
+
+    Source:
+        Jafari, Rezagholizadeh, Ghodsi. arXiv:2301.12006, for texts. That only what is added is
+        mapped, and not the embeddings themselves, is ours: where nothing was moved the other model
+        reads its own.
+    """
+    first, second = ours.detach().double().cpu(), theirs.detach().double().cpu()
+    return torch.linalg.lstsq(first, second, driver="gelsy").solution
 
 
 def size_in_epoch(spec: MovedSpec, samples: int, epoch: int) -> int:
@@ -121,7 +138,8 @@ def moved_count(spec: MovedSpec, samples: int) -> int:
     return samples if spec.samples is None else min(spec.samples, samples)
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit(vectors: Tensor) -> Tensor:
+    """[R, n]: of length 1, where they are not 0."""
     length = vectors.norm(dim=1, keepdim=True)
     return vectors / torch.where(length > 0, length, torch.ones_like(length))
 

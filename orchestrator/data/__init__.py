@@ -9,10 +9,11 @@ from .collation import Collate, collation
 from .crossing import CrossedStore, Crossing, Samples
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
-from .reading import Reading, inputs_of, reading_of
+from .reading import OFFSET, Reading, inputs_of, moved_text, parts_of_text, reading_of
 from .store import SampleStore
 
 __all__ = [
+    "OFFSET",
     "Collate",
     "CrossedStore",
     "Crossing",
@@ -29,6 +30,8 @@ __all__ = [
     "end_to_end",
     "held_out_rows",
     "inputs_of",
+    "moved_text",
+    "parts_of_text",
     "prepare",
     "reading_of",
     "share",

@@ -3,7 +3,7 @@
 Epochs are decided one after the other; how many samples one holds may be known before which.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -88,23 +88,28 @@ class ExtendedStore(SampleStore):
 
     origins: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """[m] int64: which of the store's own sample each of the further ones was."""
-    words: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
-    """[m, n] int32; n is that of the store's own samples."""
+    words: Sequence[np.ndarray] = ()
+    """m of [n] int32, n of each its own."""
+    role_words: Sequence[np.ndarray] | None = None
+    """The same for roles, where these read others; None: they read the same."""
 
     @classmethod
-    def over(cls, store: SampleStore, origins: np.ndarray, words: np.ndarray) -> "ExtendedStore":
+    def over(
+        cls,
+        store: SampleStore,
+        origins: np.ndarray,
+        words: Sequence[np.ndarray],
+        role_words: Sequence[np.ndarray] | None = None,
+    ) -> "ExtendedStore":
         """The same samples, and m behind them.
 
         Raises:
-            ValueError: origins and words do not go together, or samples have another length.
+            ValueError: origins and words are not as many.
         """
-        wanted = (len(origins), int(store.lengths[0]) if len(store) else 0)
-        if words.shape != wanted or words.dtype != np.int32:
-            raise ValueError(
-                f"words are {words.dtype} {list(words.shape)}, and {len(origins)} samples of this "
-                f"store have int32 {list(wanted)}"
-            )
-        return cls(**_fields(store), origins=origins, words=words)
+        for given in (words, role_words):
+            if given is not None and len(given) != len(origins):
+                raise ValueError(f"words of {len(given)} samples are given, and {len(origins)} are")
+        return cls(**_fields(store), origins=origins, words=words, role_words=role_words)
 
     def __len__(self) -> int:
         return super().__len__() + len(self.origins)
@@ -112,14 +117,23 @@ class ExtendedStore(SampleStore):
     @cached_property
     def lengths(self) -> np.ndarray:
         own = np.diff(self._offsets).astype(np.int32)
-        return np.concatenate([own, own[self.origins]])
+        return np.concatenate([own, np.array([len(words) for words in self.words], np.int32)])
 
     def tokens(self, index: int) -> np.ndarray:
         further = self._further(index)
         return super().tokens(index) if further is None else self.words[further]
 
     def loss_mask(self, index: int) -> np.ndarray:
-        return super().loss_mask(self._origin(index))
+        further = self._further(index)
+        if further is None:
+            return super().loss_mask(index)
+        return np.zeros(len(self.words[further]), bool)  # of a classified sample
+
+    @property
+    def as_asked(self) -> SampleStore:
+        if self.role_words is None:
+            return self
+        return ExtendedStore.over(self, self.origins, self.role_words)
 
     def label(self, index: int) -> int:
         return super().label(index) if self.labelled(index) else 0

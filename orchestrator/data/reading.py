@@ -2,9 +2,10 @@
 
 A word is 32 bits: a token id of a text, a float32 of features, or the number of a user or item. So
 whatever stores, sends or hashes a sample knows one kind only, and here alone the words are told
-apart. Numpy only.
+apart. A text whose embeddings were moved is -T, its T ids, and T * d float32: what is added to what
+embeds them; no id is below 0, so no other text begins so. Numpy only.
 
-Shape letters: R rows (samples), n words of a sample.
+Shape letters: R rows (samples), n words of a sample, T tokens of a text, d width of its embeddings.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ import numpy as np
 
 from orchestrator.interactions import trained_of
 from orchestrator.spec.data import DataSpec, Features
+
+OFFSET = "embedding_offset"
+"""Input of a text's classifier: what is added to its embedded tokens; absent where none moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,8 @@ def inputs_of(
         words: n of features, which is the same for all.
 
     Returns:
-        Text: `input_ids` and `attention_mask`, int64 [R, longest], padded on the right. An empty
+        Text: `input_ids` and `attention_mask`, int64 [R, longest], padded on the right, and where
+        one of them was moved `OFFSET`, float32 [R, longest, d], zeros where nothing is. An empty
         row attends to its first padding: attention over nothing is no number. Features: float32
         [R, *shape], zeros in empty rows. Users: `users` int64 [R], and `items` int64 [R, most],
         those each is trained on, rising and -1 past their end; an empty row is user 0 without any.
@@ -103,10 +108,43 @@ def _users(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {"users": users, "items": items}
 
 
+def moved_text(ids: np.ndarray, offset: np.ndarray) -> np.ndarray:
+    """[1 + T + T * d] int32: the words of a text whose embeddings were moved.
+
+    Args:
+        ids: [T] int32, T > 0.
+        offset: [T, d] float32, in the width of whose words they shall be.
+    """
+    floats = np.ascontiguousarray(offset, np.float32).view(np.int32).ravel()
+    return np.concatenate([np.array([-len(ids)], np.int32), ids, floats])
+
+
+def parts_of_text(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[T] int32 ids, and the words behind them: nothing unless the text was moved."""
+    if not len(sample) or sample[0] >= 0:
+        return sample, sample[:0]
+    end = 1 - int(sample[0])
+    return sample[1:end], sample[end:]
+
+
 def _text(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    shape = (len(samples), max([1, *map(len, samples)]))
+    parts = [parts_of_text(sample) for sample in samples]
+    shape = (len(samples), max([1, *(len(own) for own, _ in parts)]))
     ids, mask = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample)] = sample
-        mask[row, : max(1, len(sample))] = 1
-    return {"input_ids": ids, "attention_mask": mask}
+    for row, (own, _) in enumerate(parts):
+        ids[row, : len(own)] = own
+        mask[row, : max(1, len(own))] = 1
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    widths = {len(behind) / len(own) for own, behind in parts if len(behind)}
+    if not widths:
+        return inputs
+    width = int(min(widths))
+    if widths != {width}:
+        raise ValueError(
+            f"moved texts have {sorted(widths)} numbers a token, and one model embeds all of them"
+        )
+    offset = np.zeros((*shape, width), np.float32)
+    for row, (own, behind) in enumerate(parts):
+        if len(behind):
+            offset[row, : len(own)] = behind.view(np.float32).reshape(len(own), width)
+    return {**inputs, OFFSET: offset}

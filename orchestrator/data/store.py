@@ -82,6 +82,11 @@ class SampleStore:
         """Whether a sample's label is one; False for samples that were made from others."""
         return True
 
+    @property
+    def as_asked(self) -> "SampleStore":
+        """The samples as roles are asked about them."""
+        return self
+
     def wanted(self, index: int) -> np.ndarray:
         """[n] bool: positions that bear loss: before each token that is to be learned; the last of
         a classified sample."""

@@ -10,7 +10,7 @@ Shape letters: R rows, T positions, d width of the last hidden state, V vocabula
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -138,6 +138,7 @@ def classify_all(
     Args:
         module: any classifier of ours; see `load.load_model` for what an imported one must do.
         inputs: by name, [R, ...]: whole numbers as they are, others cast to the module's dtype.
+            `embedding_offset`, [R, T, d], is not the module's: it is added to its embedded tokens.
             Where there is an `attention_mask`, what it hides becomes the model's padding id: some
             families find the last token of a text by that id and not by the mask.
 
@@ -146,6 +147,7 @@ def classify_all(
 
     Raises:
         TypeError: the module returned something else.
+        ValueError: embeddings are to be moved, and nobody says what embeds tokens.
     """
     dtype = next(module.parameters()).dtype
     given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
@@ -153,7 +155,8 @@ def classify_all(
     if padding is not None and "attention_mask" in given:
         hidden = given["attention_mask"] == 0
         given["input_ids"] = given["input_ids"].masked_fill(hidden, padding)
-    output = module(**given)
+    with _offset(module, given.pop("embedding_offset", None)):
+        output = module(**given)
     logits, rows = logits_of(output), next(iter(given.values())).shape[0]
     named = dict(output) if isinstance(output, NamedLogits) else {}
     for each in (logits, *named.values()):
@@ -163,6 +166,22 @@ def classify_all(
                 "samples; a classifier returns [samples, classes]"
             )
     return logits, named
+
+
+@contextmanager
+def _offset(module: nn.Module, offset: Tensor | None) -> Iterator[None]:
+    """Inside, a forward adds something to each embedded token."""
+    if offset is None:
+        yield
+        return
+    embedding = embedding_of(module)
+    if embedding is None:
+        raise ValueError(f"{type(module).__name__} does not tell what embeds its tokens")
+    handle = embedding.register_forward_hook(lambda _module, _inputs, embedded: embedded + offset)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:

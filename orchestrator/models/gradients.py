@@ -85,19 +85,20 @@ def confidence_gradients(logits: Tensor, places: Places, *, create_graph: bool) 
 
 
 def run_from(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """One forward of a classifier of features, from where gradients are to be taken.
+    """One forward of a classifier, from where gradients are to be taken.
 
     Args:
         module: in evaluation mode, if the gradients of a sample are to depend on it alone.
-        inputs: its features, under the name that it takes them by.
+        inputs: its features, or a text with what is added to its embedded tokens: one of them is
+            not whole numbers.
 
     Returns:
-        The features as a leaf, [R, ...], and the logits, [R, V] float32.
+        That one as a leaf, [R, ...], and the logits, [R, V] float32.
     """
-    ((name, features),) = inputs.items()
+    ((name, moves),) = ((name, x) for name, x in inputs.items() if x.is_floating_point())
     with torch.enable_grad():
-        leaf = features.detach().requires_grad_()
-        return leaf, classify(module, {name: leaf}).float()
+        leaf = moves.detach().requires_grad_()
+        return leaf, classify(module, {**inputs, name: leaf}).float()
 
 
 def gradient_by(leaf: Tensor, numbers: Tensor) -> Tensor:

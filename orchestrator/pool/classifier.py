@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.data import Reading, inputs_of
+from orchestrator.data import Reading, inputs_of, parts_of_text
 from orchestrator.errors import SpecError
 from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
@@ -59,7 +59,7 @@ class ClassifierEngine:
 
         self._loaded, self._reading = loaded, reading
         self._device = input_device(loaded.module)
-        reads_text = reading.input is None and not reading.ranks_items
+        self._reads_text = reads_text = reading.input is None and not reading.ranks_items
         if not reads_text:
             self._words = FEATURE_WORDS
         else:
@@ -117,7 +117,7 @@ class ClassifierEngine:
         samples = _samples(request)
         longest = max(map(len, samples), default=0)
         answer = empty(request.ask, self._description, len(samples), longest)
-        for group in arrange([len(sample) for sample in samples], self._words):
+        for group in arrange([self._length(sample) for sample in samples], self._words):
             mine = [samples[i] for i in group]
             if isinstance(request.ask, GradientsAsk):
                 part = encode(request.ask, self._gradients(request.ask, mine))
@@ -127,11 +127,15 @@ class ClassifierEngine:
                 with torch.inference_mode():
                     part = encode(request.ask, self._outputs(request.ask, mine))
             for name, array in part.items():
-                if array.ndim == 3:  # by token: others of the request may be longer
-                    answer[name][group, :, : array.shape[-1]] = array
-                else:
+                if array.ndim == 1:
                     answer[name][group] = array
+                else:  # by token or word: others of the request may be longer
+                    answer[name][group, ..., : array.shape[-1]] = array
         return answer
+
+    def _length(self, sample: np.ndarray) -> int:
+        """What a sample costs in a forward: a text's tokens, moved or not, or all words."""
+        return len(parts_of_text(sample)[0]) if self._reads_text else len(sample)
 
     def _inputs(self, samples: list[np.ndarray]) -> "dict[str, Tensor]":
         import torch
@@ -147,10 +151,10 @@ class ClassifierEngine:
         from orchestrator.models.gradients import by_sample, confidence_gradients, placing
         from orchestrator.signals.encodings import RoleOutputs
 
-        inputs, text = self._inputs(samples), self._reading.input is None
+        inputs = self._inputs(samples)
         with (
             torch.enable_grad(),
-            placing(self._loaded.module, ask.layers, INPUT, text=text) as places,
+            placing(self._loaded.module, ask.layers, INPUT, text=self._reads_text) as places,
         ):
             logits = classify(self._loaded.module, inputs)
             found = confidence_gradients(logits, places, create_graph=False)
@@ -158,30 +162,63 @@ class ClassifierEngine:
         return RoleOutputs(captured={path: by_sample(g, mask) for path, g in found.items()})
 
     def _vjp(self, ask: VjpAsk, samples: list[np.ndarray]) -> "RoleOutputs":
-        """One forward, and one backward to the features, which c follows in each sample."""
+        """One forward, and one backward to what can move, which c follows in each sample."""
         import torch
 
         from orchestrator.models.gradients import gradient_by, run_from
         from orchestrator.signals.encodings import RoleOutputs
         from strategies.moving import output_of, squared_distance
 
-        width = self._description.input_width
-        expected = width + self._description.vocabulary
-        lengths = {len(sample) for sample in samples}
-        if lengths != {expected}:
-            raise ValueError(
-                f"samples of {sorted(lengths)} words were sent, and this role reads {width} "
-                f"numbers and {self._description.vocabulary} of its classes behind them"
-            )
-        given = np.stack([sample[width:] for sample in samples]).view(np.float32)
+        classes = self._description.vocabulary
+        for sample in samples:
+            self._check_movable(sample)
+        own = [sample[: len(sample) - classes] for sample in samples]
+        given = np.stack([sample[len(sample) - classes :] for sample in samples]).view(np.float32)
         c = torch.from_numpy(given).to(self._device)
-        leaf, logits = run_from(
-            self._loaded.module, self._inputs([sample[:width] for sample in samples])
-        )
+        leaf, logits = run_from(self._loaded.module, self._inputs(own))
         output = output_of(logits, ask.output, ask.temperature)
         number = (c * output).sum(1) if ask.of == "product" else squared_distance(output, c)
-        captured = {"output": output.detach(), "gradient": gradient_by(leaf, number)}
-        return RoleOutputs(captured=captured)
+        gradient = gradient_by(leaf, number)
+        if ask.by_word:
+            gradient = self._by_word(gradient.view(leaf.shape), samples)
+        return RoleOutputs(captured={"output": output.detach(), "gradient": gradient})
+
+    def _check_movable(self, sample: np.ndarray) -> None:
+        """
+        Raises:
+            ValueError: a sample of a `vjp` has not the words that one has.
+        """
+        width, classes = self._description.input_width, self._description.vocabulary
+        tokens = 1
+        if self._reads_text:
+            ids, behind = parts_of_text(sample)
+            tokens, sample = len(ids), behind
+        if len(sample) != tokens * width + classes:
+            raise ValueError(
+                f"a sample of {len(sample)} numbers was sent, and this role reads {width} for each "
+                f"of {tokens} tokens and {classes} of its classes behind them"
+                if self._reads_text
+                else f"a sample of {len(sample)} words was sent, and this role reads {width} "
+                f"numbers and {classes} of its classes behind them"
+            )
+
+    def _by_word(self, gradient: "Tensor", samples: list[np.ndarray]) -> "Tensor":
+        """[R, longest] of [R, T, d]: each number where the sample has what it is a gradient by."""
+        answer = gradient.new_zeros(len(samples), max(map(len, samples)))
+        for row, sample in enumerate(samples):
+            ids, _ = parts_of_text(sample)
+            mine = gradient[row, : len(ids)].flatten()
+            answer[row, 1 + len(ids) : 1 + len(ids) + len(mine)] = mine
+        return answer
+
+    def _path(self, path: str) -> str:
+        """Of the module that gives what an ask calls by this path."""
+        from orchestrator.models.forward import embedding_of
+
+        if path != INPUT:
+            return path
+        embedding = embedding_of(self._loaded.module)
+        return next(n for n, m in self._loaded.module.named_modules() if m is embedding)
 
     def _outputs(self, ask: SignalAsk, samples: list[np.ndarray]) -> "RoleOutputs":
         """One forward."""
@@ -199,8 +236,9 @@ class ClassifierEngine:
                 raise ValueError(f"{path} gave {type(output).__name__}, unlike when it was loaded")
             captured[path] = by_sample(tensor, inputs).flatten(1)
 
-        paths = ask.layers if isinstance(ask, LayersAsk) else ()
-        with watching(self._loaded.module, paths, take):
+        asked = ask.layers if isinstance(ask, LayersAsk) else ()
+        paths = {self._path(path): path for path in asked}
+        with watching(self._loaded.module, tuple(paths), lambda p, o: take(paths[p], o)):
             logits = classify(self._loaded.module, inputs)
         if paths:
             return RoleOutputs(captured=captured)
@@ -214,12 +252,14 @@ class ClassifierEngine:
 def _check(ask: SignalAsk, role: str, reading: Reading) -> None:
     if isinstance(ask, GradientsAsk) and ask.by_token != (reading.input is None):
         raise ValueError("gradients of texts are by token, and those of features are not")
-    if isinstance(ask, VjpAsk) and reading.input is None:
+    if isinstance(ask, VjpAsk) and reading.ranks_items:
         raise SpecError(
             f"roles.{role}",
-            f"reads {reading.label}, and inputs that move are features",
-            "Use a classifier of features",
+            f"reads {reading.label}, which do not move",
+            "Use a classifier of features or text",
         )
+    if isinstance(ask, VjpAsk) and ask.by_word != (reading.input is None):
+        raise ValueError("gradients of texts are by word, and those of features are not")
     if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk | GradientsAsk | VjpAsk):
         raise SpecError(
             f"roles.{role}.encoding",

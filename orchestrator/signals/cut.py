@@ -1,15 +1,15 @@
 """Answers cut into those of their samples, and joined again. Numpy only.
 
-Every array of an answer has one entry a wanted position, so a cut is a slice. Attention, and
-gradients by token, have an axis as long as the longest sample that shares the answer: it is trimmed
-to its own sample on the way into the cache and filled with zeros on the way out.
+Every array of an answer has one entry a wanted position, so a cut is a slice. Attention, gradients
+by token and those by word have an axis as long as the longest sample that shares the answer: it is
+trimmed to its own sample on the way into the cache and filled with zeros on the way out.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.signals.records import AttentionAsk, GradientsAsk, SignalAsk
+from orchestrator.signals.records import AttentionAsk, GradientsAsk, SignalAsk, VjpAsk
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -20,12 +20,13 @@ def trimmed(ask: SignalAsk, arrays: Arrays, length: int) -> dict[str, np.ndarray
     Args:
         ask: what the arrays answer.
         arrays: [n, ...] each.
-        length: tokens of the sample.
+        length: words of the sample.
     """
-    by_token = isinstance(ask, AttentionAsk) or (isinstance(ask, GradientsAsk) and ask.by_token)
-    if not by_token:
-        return dict(arrays)
-    return {name: array[..., :length] for name, array in arrays.items()}
+    match ask:
+        case AttentionAsk() | GradientsAsk(by_token=True) | VjpAsk(by_word=True):
+            return {name: array[..., :length] for name, array in arrays.items()}
+        case _:
+            return dict(arrays)
 
 
 def joined(parts: Sequence[Arrays]) -> dict[str, np.ndarray]:

@@ -1,9 +1,9 @@
 """The arrays that answer an ask: names, shapes, types. Fixed by the ask and the sizes of the role.
 
 Every array is [N, ...], an entry a wanted position in order, so an answer can be cut by sample and
-joined again. Only the last axis of `attention` and of `gradients` by token depends on the request:
-it is as long as the longest sample and zero filled. Numpy only: planners and clients know the
-bytes of an answer without torch.
+joined again. Only the last axis of `attention`, of `gradients` by token and of the gradient of a
+`vjp` by word depends on the request: it is as long as the longest sample and zero filled. Numpy
+only: planners and clients know the bytes of an answer without torch.
 
 | ask | array | after [N] | type |
 |---|---|---|---|
@@ -21,7 +21,7 @@ bytes of an answer without torch.
 | attention | the path | [heads, longest] | the ask's float, an array a layer |
 | gradients | the path | [d], or by token [d, longest] | the ask's float, an array a path |
 | vjp | output | [V] | the ask's float |
-| | gradient | [d] | the ask's float |
+| | gradient | [d], or by word [longest] | the ask's float |
 
 bfloat16 is its uint16 view. Letters: N wanted positions, V vocabulary, d width, L rungs.
 """
@@ -108,8 +108,8 @@ def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
     Args:
         ask: what is asked.
         role: who is asked.
-        longest: tokens of the request's longest sample, on which only `attention` and `gradients`
-            depend.
+        longest: words of the request's longest sample, on which only `attention`, `gradients` and
+            `vjp` depend.
 
     Raises:
         SpecError: the role cannot answer: k above its vocabulary, a layer it lacks.
@@ -139,22 +139,23 @@ def layout(ask: SignalAsk, role: Described, longest: int = 0) -> Layout:
                 "entropy": ((), np.dtype(np.float32)),
             }
         case LayersAsk():
-            check_layers(ask.layers, role.layers, role.role)
+            widths = _with_input(role)
+            check_layers(ask.layers, widths, role.role)
             dtype = float_dtype(ask.dtype)
-            return {path: ((ask.project or role.layers[path],), dtype) for path in ask.layers}
+            return {path: ((ask.project or widths[path],), dtype) for path in ask.layers}
         case AttentionAsk():
             check_attention(ask.layers, role)
             dtype = float_dtype(ask.dtype)
             return {path: ((role.attention[path], longest), dtype) for path in ask.layers}
         case GradientsAsk():
-            widths = {**role.layers, INPUT: role.input_width} if role.input_width else {}
+            widths = _with_input(role) if role.input_width else {}
             check_layers(ask.layers, widths, role.role)
             dtype, tokens = float_dtype(ask.dtype), (longest,) if ask.by_token else ()
             return {path: ((widths[path], *tokens), dtype) for path in ask.layers}
         case VjpAsk():
             check_differentiable(role)
-            dtype = float_dtype(ask.dtype)
-            return {"output": ((role.vocabulary,), dtype), "gradient": ((role.input_width,), dtype)}
+            dtype, numbers = float_dtype(ask.dtype), longest if ask.by_word else role.input_width
+            return {"output": ((role.vocabulary,), dtype), "gradient": ((numbers,), dtype)}
 
 
 def position_bytes(ask: SignalAsk, role: Described, longest: int = 0) -> int:
@@ -223,16 +224,20 @@ def check_differentiable(role: Described) -> None:
     """Refuse gradients by the input of a role that has none.
 
     Raises:
-        SpecError: it reads tokens, nobody says how many numbers a sample has, or torch cannot
-            differentiate it.
+        SpecError: nobody says what embeds its tokens, or how many numbers a sample has, or torch
+            cannot differentiate it.
     """
     if not role.input_width:
         raise SpecError(
             f"roles.{role.role}",
             "has no gradient by its input that can be told",
-            "Use a classifier of features that torch can differentiate, and give "
-            "data.sources.*.format a shape",
+            "Use a classifier that torch can differentiate: of features, and give "
+            "data.sources.*.format a shape; or of text, with get_input_embeddings",
         )
+
+
+def _with_input(role: Described) -> dict[str, int]:
+    return {**role.layers, INPUT: role.input_width} if role.input_width else dict(role.layers)
 
 
 def _ids(count: int, role: Described) -> tuple[tuple[int, ...], np.dtype]:

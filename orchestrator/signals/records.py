@@ -97,16 +97,17 @@ class GradientsAsk:
 class VjpAsk:
     """What a classifier gives at an input that may be new, and how that changes with the input.
 
-    A sample is its features and behind them float32 numbers c, one a class; so c is part of what
-    is sent, hashed and cached. With o what is given, the gradient by the features is that of c . o
-    (`product`: a vector-Jacobian product) or of |o - c|^2 (`distance`). `signals.layouts` has the
-    arrays.
+    A sample is its features, or a text with what is added to its embedded tokens, and behind them
+    float32 numbers c, one a class; so c is part of what is sent, hashed and cached. With o what is
+    given, the gradient by the features, or by what is added, is that of c . o (`product`: a
+    vector-Jacobian product) or of |o - c|^2 (`distance`). `signals.layouts` has the arrays.
     """
 
     of: Literal["product", "distance"]
     output: Literal["logits", "probabilities"]  # o
     temperature: float  # of the probabilities; 1 for logits
     dtype: FloatWire
+    by_word: bool = False  # texts: the gradient has a number a word, 0 where that is none to move
     kind: Literal["vjp"] = "vjp"
 
 

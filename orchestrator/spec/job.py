@@ -875,10 +875,13 @@ def _has_shape(job: JobSpec) -> bool:
 def _why_not_moved(job: JobSpec, spec: AscendSpec | BoundarySpec) -> tuple[str, str, str] | None:
     """Why a job cannot have moved samples: field, problem, remedy. None: it can."""
     field = "objective.between_epochs"
-    if not job.data.has_features:
-        what = "users" if job.data.ranks_items else "tokens"
-        return f"{field}.kind", f"moves samples, and {what} do not move", "Use data of features"
-    if not _has_shape(job):
+    if job.data.task != "classifier" or job.data.ranks_items:
+        what = "users" if job.data.ranks_items else "texts without classes"
+        remedy = "Use data of features, or labelled text"
+        return f"{field}.kind", f"moves samples, and {what} do not move", remedy
+    if job.data.reads_text and (why := _why_text_stays(job, spec.role)) is not None:
+        return why
+    if job.data.has_features and not _has_shape(job):
         return (
             "data.sources.0.format.shape",
             f"is absent, and {field} asks for gradients by the features, however many they are",
@@ -905,6 +908,28 @@ def _why_not_moved(job: JobSpec, spec: AscendSpec | BoundarySpec) -> tuple[str, 
             f"training.epochs is {epochs}: nothing would be learned from the last",
             "Lower rounds or every, or raise training.epochs",
         )
+    return None
+
+
+def _why_text_stays(job: JobSpec, role: str) -> tuple[str, str, str] | None:
+    """Why a job's texts cannot move: field, problem, remedy. None: they can."""
+    field = "objective.between_epochs"
+    others = [other for other in job.objective.served_roles if other != role]
+    if others:
+        return (
+            f"{field}.role",
+            f"is {role!r}, on whose embeddings texts are mapped, and role {others[0]!r} "
+            "is asked about them too",
+            "Ask one role, or use data of features",
+        )
+    for index, term in enumerate(job.objective.terms):
+        if isinstance(term, InputGradientsSpec):
+            return (
+                f"objective.terms.{index}.kind",
+                f"is {term.kind}, which compares gradients token by token, and {field} moves what "
+                "these tokens are embedded as",
+                f"Remove one of them ({field}, or this term)",
+            )
     return None
 
 
@@ -950,10 +975,11 @@ def _why_not(job: JobSpec, spec: DiagnosticSpec) -> tuple[str, str, str] | None:
             f"is {batches}, and training.workers is {training.workers}, which share them evenly",
             f"Set it to {-(-batches // training.workers) * training.workers}",
         )
-    of_features = job.data.task == "classifier" and not job.data.ranks_items
-    if spec.kind == "input_gradients" and not of_features:
+    classifies = job.data.task == "classifier" and not job.data.ranks_items
+    if spec.kind == "input_gradients" and not classifies:
         return ".kind", "is input_gradients, which classifiers have", "Remove it"
-    if isinstance(spec, LogitDistanceSpec) and not _has_shape(job):
+    movable = _has_shape(job) or (classifies and job.data.reads_text)
+    if isinstance(spec, LogitDistanceSpec) and not movable:
         what = f"is {spec.kind}, which moves features, and data.sources.0.format has no shape"
         return ".kind", what, "Give features a shape, or remove the diagnostic"
     if isinstance(spec, LogitDistanceSpec) and job.student.alone is not None:

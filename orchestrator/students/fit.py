@@ -10,7 +10,7 @@ from orchestrator.data import TokenData, collation, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.build import MODEL_ERRORS
 from orchestrator.models.capture import differentiable
-from orchestrator.models.forward import classify_all, evaluating, input_device
+from orchestrator.models.forward import classify_all, embedding_of, evaluating, input_device
 from orchestrator.models.load import Loaded
 from orchestrator.models.ranking import LightGCN
 from orchestrator.signals.layouts import check_differentiable
@@ -67,6 +67,15 @@ def _check_moves(spec: JobSpec, data: TokenData, loaded: Loaded, questions: Ques
     if not isinstance(between, MovedSpec):
         return
     check_differentiable(questions.source.describe(between.role))
+    if spec.data.reads_text:
+        if embedding_of(loaded.module) is None:
+            raise SpecError(
+                "student",
+                "does not tell what embeds its tokens, and objective.between_epochs moves texts "
+                "there",
+                "Give the model get_input_embeddings",
+            )
+        return
     batch = to_device(collation(spec.data)(data.train, [(0,)]), input_device(loaded.module))
     if isinstance(between, AscendSpec) and not differentiable(loaded.module, batch.inputs):
         raise SpecError(

@@ -1,15 +1,15 @@
-"""Inputs moved by what student and role say of them: one round trip to the role a step.
+"""Samples moved by what student and role say of them: one round trip to the role a step.
 
-The student's part of a gradient is taken here, the role's on its replica, which is sent the inputs
+The student's part of a gradient is taken here, the role's on its replica, which is sent the places
 with what the student gives there, or with what to weigh its logits by. Weights are looked at and
-never changed. Nothing is collective: every rank moves inputs of its own.
+never changed. Nothing is collective: every rank moves samples of its own.
 
-Shape letters: R samples, n numbers of one, V classes.
+Shape letters: R samples, n numbers of a place, V classes.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
@@ -17,16 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from orchestrator.data import Flat, Reading, reading_of
-from orchestrator.models.forward import evaluating
+from orchestrator.data import Flat, Reading, end_to_end, reading_of
+from orchestrator.data.order import permutation
+from orchestrator.data.store import SampleStore
+from orchestrator.data.tokenise import Sample
+from orchestrator.models.forward import embedding_of, evaluating
 from orchestrator.models.gradients import gradient_by, run_from
-from orchestrator.signals.records import SignalAsk, VjpAsk
+from orchestrator.signals.records import INPUT, LayersAsk, SignalAsk, VjpAsk
 from orchestrator.spec import JobSpec
-from strategies.contract import DenseSignal, Signal, VjpSignal
+from strategies.contract import DenseSignal, LayersSignal, Signal, VjpSignal
 from strategies.moving import (
     ascended,
     class_difference,
     draws,
+    embedding_map,
     other_class,
     output_of,
     past_boundary,
@@ -36,82 +40,135 @@ from strategies.moving import (
 from strategies.specs import AscendSpec, BoundarySpec
 
 from .engine import Engine
+from .places import FeaturePlaces, Places, TextPlaces
 from .questions import Questions
 
 What = TypeVar("What")
 
+COMPARED_IDS = 16
+"""Token ids whose embeddings are compared, at most, for each number of the student's width."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mover:
-    """One rank's way to move inputs."""
+    """One rank's way to move samples."""
 
     model: nn.Module  # the student's, with whole weights
     questions: Questions
-    reading: Reading  # how models take the features
+    reading: Reading  # how models take the samples
     rows: int  # of one forward and one question
     device: torch.device
+    _tables: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """By role: [I] token ids and [I, e] what it embeds them as, once asked."""
+
+    def places(self, role: str, words: Sequence[np.ndarray], longest: int) -> Places:
+        """Where samples are, to move from there.
+
+        Args:
+            role: whose embeddings a text's places are mapped on.
+            words: R samples of the data.
+            longest: words of the longest sample that any rank moves.
+        """
+        if self.reading.input is None:
+            return TextPlaces(list(words), longest, self._to_role(role), self.device)
+        x = np.stack([np.zeros(longest, np.int32), *words])[1:].view(np.float32)
+        return FeaturePlaces(self.reading, torch.from_numpy(x.copy()).to(self.device))
+
+    def _to_role(self, role: str) -> Tensor:
+        """[d, e] float32, of the student as it is now."""
+        ids, theirs = self._table(role)
+        embedding = embedding_of(self.model)
+        assert embedding is not None  # `fit` has said so
+        with torch.no_grad():
+            ours = embedding(ids.to(self.device))
+        return embedding_map(ours, theirs).float().to(self.device)
+
+    def _table(self, role: str) -> tuple[Tensor, Tensor]:
+        """What a role embeds single tokens as. It is asked once."""
+        if role not in self._tables:
+            known = self.questions.source.describe(role)
+            embedding = embedding_of(self.model)
+            count = int(embedding.num_embeddings)  # type: ignore[union-attr, arg-type]
+            most = COMPARED_IDS * int(embedding.embedding_dim)  # type: ignore[union-attr, arg-type]
+            ids = permutation(count, "embeddings")[:most].astype(np.int32)
+            alone = SampleStore.of(Sample("", i[None], np.zeros(1, bool), 0) for i in ids)
+            parts = self._parts(len(ids))
+            asked = ((part, end_to_end(alone, [tuple(part.tolist())])) for part in parts)
+            theirs = torch.zeros(len(ids), known.input_width)
+            ask = LayersAsk((INPUT,), "float32")
+            for part, signal in self._answers(role, ask, asked, "embeddings"):
+                assert isinstance(signal, LayersSignal)  # it was asked for
+                theirs[part.cpu()] = signal.outputs[INPUT].float().cpu()
+            self._tables[role] = torch.from_numpy(ids.astype(np.int64)), theirs
+        return self._tables[role]
 
     def moved(
-        self, spec: AscendSpec | BoundarySpec, x: Tensor, samples: Tensor, round_: int
+        self, spec: AscendSpec | BoundarySpec, places: Places, samples: Tensor, round_: int
     ) -> Tensor:
-        """The inputs where one round leaves them.
+        """Where one round leaves samples.
 
         Args:
             spec: which way they go.
-            x: [R, n] float32.
+            places: of R samples.
             samples: [R] int64: which samples they are; what is drawn depends on them.
             round_: from 1.
 
         Returns:
             [R, n] float32.
         """
-        work = f"moved-{round_}"
+        work, x = f"moved-{round_}", places.start()
         if isinstance(spec, BoundarySpec):
-            return self.crossed(spec, x, draws(samples, round_, spec.seed), work)
+            return self.crossed(spec, places, draws(samples, round_, spec.seed), work)
         if spec.by == "difference":
-            return self.climbed(spec, x, work)
+            return self.climbed(spec, places, work)
         ways = random_ways(samples, x.shape[1], round_, spec.seed)
-        return x + spec.size * spec.steps * ways.to(x.device, x.dtype)
+        return x + spec.size * spec.steps * places.directions(ways.to(x.device, x.dtype))
 
-    def climbed(self, spec: AscendSpec, x: Tensor, work: str) -> Tensor:
+    def climbed(self, spec: AscendSpec, places: Places, work: str) -> Tensor:
         """[R, n]: `steps` steps towards a larger squared distance of student and role."""
+        x = places.start()
         for step in range(spec.steps):
-            x, _ = self.climb(spec, x, f"{work}.{step}")
+            x, _ = self.climb(spec, places, x, f"{work}.{step}")
         return x
 
-    def climb(self, spec: AscendSpec, x: Tensor, work: str) -> tuple[Tensor, Tensor]:
+    def climb(
+        self, spec: AscendSpec, places: Places, x: Tensor, work: str
+    ) -> tuple[Tensor, Tensor]:
         """One step: [R, n] where it leads, and [R] the squared distance where it began."""
-        ask = VjpAsk("distance", spec.output, spec.temperature, "float32")
+        ask = VjpAsk("distance", spec.output, spec.temperature, "float32", self._reads_text)
         moved, distances = torch.empty_like(x), x.new_empty(len(x))
         with evaluating(self.model), torch.enable_grad():
-            asked = self._outputs(spec, x)
+            asked = self._outputs(spec, places, x)
             for (part, leaf, ours), signal in self._answers(spec.role, ask, asked, work):
                 assert isinstance(signal, VjpSignal)  # it was asked for
                 distance = squared_distance(ours, signal.output.float())
-                gradient = gradient_by(leaf, distance) + signal.gradient.float()
+                gradient = places.own(gradient_by(leaf, distance), part)
+                gradient += places.of_role(signal.gradient.float(), part)
                 moved[part] = ascended(x[part], gradient, spec.size, normalised=spec.normalised)
                 distances[part] = distance.detach()
         return moved, distances
 
-    def crossed(self, spec: BoundarySpec, x: Tensor, draw: Tensor, work: str) -> Tensor:
+    def crossed(self, spec: BoundarySpec, places: Places, draw: Tensor, work: str) -> Tensor:
         """[R, n]: until the role's likeliest class is another, or `steps` steps.
 
         Args:
             spec: the steps.
-            x: [R, n].
+            places: of R samples.
             draw: [R] in (0, 1): by which each sample's other class is chosen.
             work: begins the questions' names.
         """
-        ask = VjpAsk("product", "logits", 1.0, "float32")
-        ahead, behind, left = self._classes(spec, x, draw, work)
-        x, cotangents = x.clone(), class_difference(ahead, behind, self._classes_of(spec))
+        ask = VjpAsk("product", "logits", 1.0, "float32", self._reads_text)
+        x = places.start().clone()
+        ahead, behind, left = self._classes(spec, places, x, draw, work)
+        cotangents = class_difference(ahead, behind, self._classes_of(spec))
         for step in range(spec.steps):
             parts = (left[part] for part in self._parts(len(left)))
-            asked = ((part, _words(x[part], cotangents[part])) for part in parts)
+            asked = ((part, places.asked(x[part], part, cotangents[part])) for part in parts)
             still: list[Tensor] = []
             for part, signal in self._answers(spec.role, ask, asked, f"{work}.{step}"):
                 assert isinstance(signal, VjpSignal)  # it was asked for
-                z, gradient = signal.output.float(), signal.gradient.float()
+                z = signal.output.float()
+                gradient = places.of_role(signal.gradient.float(), part)
                 here = z.argmax(1) == ahead[part]
                 lead = (z * cotangents[part]).sum(1)
                 there = past_boundary(x[part], lead, gradient, spec.rate, spec.margin)
@@ -121,11 +178,11 @@ class Mover:
         return x
 
     def _classes(
-        self, spec: BoundarySpec, x: Tensor, draw: Tensor, work: str
+        self, spec: BoundarySpec, places: Places, x: Tensor, draw: Tensor, work: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """[R] the role's likeliest class, [R] the one to go to, [R] all rows."""
         ask = self.questions.exact_ask(spec.role)
-        asked = ((part, _words(x[part])) for part in self._parts(len(x)))
+        asked = ((part, places.asked(x[part], part)) for part in self._parts(len(x)))
         ahead = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         behind = ahead.clone()
         for part, signal in self._answers(spec.role, ask, asked, work):
@@ -137,18 +194,18 @@ class Mover:
     def _classes_of(self, spec: BoundarySpec) -> int:
         return self.questions.vocabulary(spec.role)
 
+    @property
+    def _reads_text(self) -> bool:
+        return self.reading.input is None
+
     def _outputs(
-        self, spec: AscendSpec, x: Tensor
-    ) -> Iterator[tuple[tuple[slice, Tensor, Tensor], Flat]]:
+        self, spec: AscendSpec, places: Places, x: Tensor
+    ) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Flat]]:
         """What the student gives, with its graph: one forward for each question in the window."""
-        assert self.reading.input is not None  # of features
-        shape = self.reading.shape or (x.shape[1],)
-        for start in range(0, len(x), self.rows):
-            part = slice(start, start + self.rows)
-            inputs = {self.reading.input: x[part].reshape(-1, *shape)}
-            leaf, logits = run_from(self.model, inputs)
+        for part in self._parts(len(x)):
+            leaf, logits = run_from(self.model, places.inputs(x[part], part))
             ours = output_of(logits, spec.output, spec.temperature)
-            yield (part, leaf, ours), _words(x[part], ours.detach())
+            yield (part, leaf, ours), places.asked(x[part], part, ours.detach())
 
     def _parts(self, count: int) -> Iterator[Tensor]:
         return iter(torch.arange(count, device=self.device).split(self.rows))
@@ -170,17 +227,7 @@ class Mover:
 
 
 def mover_of(job: JobSpec, engine: Engine, questions: Questions) -> Mover:
-    """This rank's, for a job whose samples are features and whose weights are whole on a rank."""
+    """This rank's, for a classifier whose weights are whole on a rank."""
     reading, model = reading_of(job.data), engine.whole_module.model
     assert reading is not None and isinstance(model, nn.Module)  # of a `StudentModule`
     return Mover(model, questions, reading, job.training.micro_batch, engine.device)
-
-
-def _words(x: Tensor, behind: Tensor | None = None) -> Flat:
-    """Samples of [r, n] features, with [r, V] numbers behind them; asked about at the last word."""
-    whole = x if behind is None else torch.cat([x, behind.to(x.dtype)], 1)
-    rows = np.ascontiguousarray(whole.detach().cpu().numpy().astype(np.float32))
-    count, words = rows.shape
-    wanted = np.zeros((count, words), bool)
-    wanted[:, -1:] = True
-    return Flat(rows.view(np.int32).ravel(), np.full(count, words, np.int32), wanted.ravel())

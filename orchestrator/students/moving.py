@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orchestrator.data import SampleStore
 from orchestrator.data.membership import ExtendedStore, Membership
@@ -20,6 +19,7 @@ from strategies.specs import AscendSpec, BoundarySpec
 from .collective import gathered
 from .condensing import array_of, text_of
 from .moves import Mover
+from .places import Words
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ class Moving:
 
     Args:
         spec: rounds, and which way samples move.
-        store: the data's own samples, features of one length.
+        store: the data's own samples.
         mover: this rank's.
         rank: this one.
         world: how many ranks.
@@ -52,8 +52,9 @@ class Moving:
             len(store), lambda epoch: size_in_epoch(spec, len(store), epoch), stable=spec.every
         )
         self._epochs = 0  # for which the last decision was made
-        words = np.zeros((self._count, int(store.lengths[0])), np.int32)
-        self.store: SampleStore = ExtendedStore.over(store, self._origins(1), words)
+        first = self._origins(1)
+        words = [np.zeros(int(store.lengths[i]), np.int32) for i in first]
+        self.store: SampleStore = ExtendedStore.over(store, first, words)
         """The samples as they are now, with places for the moved ones before there are any."""
 
     def epoch_over(self, epochs: int, device: torch.device) -> bool:
@@ -62,29 +63,30 @@ class Moving:
             return False
         self._decide(epochs)
         if has_moved(self._spec, epochs):
-            mine = self._origins(self._round)[self._share]
-            starts = np.stack([self._own.tokens(int(i)) for i in mine]) if len(mine) else None
-            self._tell(self._moved(mine, starts), device)
+            self._tell(*self._moved(), device)
         return True
 
-    def _moved(self, origins: np.ndarray, words: np.ndarray | None) -> np.ndarray:
-        """[r, n] int32: this rank's samples where they have gone."""
-        if words is None:
-            return np.zeros((0, int(self._own.lengths[0])), np.int32)
-        x = torch.from_numpy(words.view(np.float32).copy()).to(self._mover.device)
-        there = self._mover.moved(self._spec, x, torch.from_numpy(origins), self._round)
-        logger.info(
-            "round %d: %d samples moved by %.3g in the mean",
-            self._round,
-            len(x),
-            float((there - x).norm(dim=1).mean()),
+    def _moved(self) -> tuple[Words, Words | None]:
+        """This rank's samples where they have gone, to the student and to the role."""
+        every = self._origins(self._round)
+        mine = every[self._share]
+        places = self._mover.places(
+            self._spec.role,
+            [self._own.tokens(int(i)) for i in mine],
+            int(self._own.lengths[every].max()),
         )
-        return there.detach().cpu().numpy().astype(np.float32).view(np.int32)
+        x, there = places.start(), places.start()
+        if len(mine):
+            there = self._mover.moved(self._spec, places, torch.from_numpy(mine), self._round)
+            way = float((there - x).norm(dim=1).mean())
+            logger.info("round %d: %d samples moved by %.3g", self._round, len(mine), way)
+        return places.words(there)
 
-    def _tell(self, mine: np.ndarray, device: torch.device) -> None:
+    def _tell(self, mine: Words, to_role: Words | None, device: torch.device) -> None:
         """Put all ranks' moved samples into the store. Collective."""
-        words: Tensor = gathered(torch.from_numpy(mine.copy()).to(device)).cpu()
-        self.store = ExtendedStore.over(self._own, self._origins(self._round), words.numpy())
+        words = _of_all(mine, device)
+        role_words = None if to_role is None else _of_all(to_role, device)
+        self.store = ExtendedStore.over(self._own, self._origins(self._round), words, role_words)
 
     def _decide(self, epochs: int) -> None:
         """What the epochs of the coming run hold."""
@@ -111,15 +113,46 @@ class Moving:
 
     def state(self) -> dict[str, Any]:
         """Of this rank, as JSON."""
-        first = len(self._own)
-        places = range(self._count)[self._share] if has_moved(self._spec, self._epochs) else []
-        words = [self.store.tokens(first + place) for place in places]
-        return {"epochs": self._epochs, "words": text_of(np.array(words, np.int32))}
+        kept: dict[str, Any] = {"epochs": self._epochs}
+        if not has_moved(self._spec, self._epochs):
+            return kept
+        first, asked = len(self._own), self.store.as_asked
+        places = [first + place for place in range(self._count)[self._share]]
+        kept["words"] = _text([self.store.tokens(place) for place in places])
+        if asked is not self.store:
+            kept["role_words"] = _text([asked.tokens(place) for place in places])
+        return kept
 
     def restore(self, state: dict[str, Any]) -> None:
         """The inverse of `state`. Collective."""
         for epochs in range(self._spec.every, state["epochs"] + 1, self._spec.every):
             self._decide(epochs)
         if has_moved(self._spec, self._epochs):
-            words = array_of(state["words"], np.int32)
-            self._tell(words.reshape(-1, int(self._own.lengths[0])), self._mover.device)
+            asked = state.get("role_words")
+            to_role = None if asked is None else _words(asked)
+            self._tell(_words(state["words"]), to_role, self._mover.device)
+
+
+def _of_all(mine: Words, device: torch.device) -> Words:
+    """Those of all ranks, in their order. Collective."""
+    flat = np.concatenate([np.zeros(0, np.int32), *mine])
+    lengths = torch.tensor([len(words) for words in mine], dtype=torch.int64, device=device)
+    counts = gathered(lengths).cpu().numpy()
+    words = gathered(torch.from_numpy(flat).to(device)).cpu().numpy()
+    return _cut(words, counts)
+
+
+def _text(words: Words) -> dict[str, str]:
+    """As JSON has them."""
+    lengths = np.array([len(each) for each in words], np.int64)
+    flat = np.concatenate([np.zeros(0, np.int32), *words])
+    return {"lengths": text_of(lengths), "words": text_of(flat)}
+
+
+def _words(text: dict[str, str]) -> Words:
+    """The inverse of `_text`."""
+    return _cut(array_of(text["words"], np.int32), array_of(text["lengths"], np.int64))
+
+
+def _cut(flat: np.ndarray, lengths: np.ndarray) -> Words:
+    return np.split(flat, np.cumsum(lengths)[:-1]) if len(lengths) else []

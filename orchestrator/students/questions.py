@@ -42,7 +42,7 @@ class Questions:
 
     def ask_all(self, work: str, store: SampleStore, rows: Sequence[Row]) -> dict[str, str]:
         """Ask all that the objective asks about some rows; the questions' names by `Ask.key`."""
-        plain = end_to_end(store, rows)
+        plain = end_to_end(store.as_asked, rows)
         names: dict[str, str] = {}
         for key in self.asks:
             flat, role = plain, role_of(key)

@@ -11,7 +11,7 @@ from .base import RoleRecipe, Share, Temperature
 
 
 class BackwardPass(RoleRecipe):
-    """Samples are moved to where student and role differ most, and learned from there. Features."""
+    """Samples are moved to where student and role differ most, and learned from there."""
 
     title = "Backward-pass knowledge"
     source = "Jafari, Rezagholizadeh, Ghodsi. arXiv:2301.12006; the form of its rounds is inferred"
@@ -32,7 +32,7 @@ class BackwardPass(RoleRecipe):
     steps: PositiveInt = 5
     """Of a sample in one round."""
     size: PositiveFloat = 0.25
-    """Length s of a step, in the units of the features."""
+    """Length s of a step, in the units of the features, or of the student's embeddings."""
     normalised: bool = True
     """False: the gradient itself is multiplied by `size`."""
     output: Literal["logits", "probabilities"] = "logits"

@@ -11,7 +11,7 @@ from .base import RoleRecipe, Share, Temperature
 
 
 class BoundarySamples(RoleRecipe):
-    """Features are moved past the role's border to another class, and learned from there."""
+    """Samples are moved past the role's border to another class, and learned from there."""
 
     title = "Boundary-supporting samples (BSS)"
     source = "Heo, Lee, Yun, Choi. arXiv:1805.05532, section 3, with logits for probabilities"

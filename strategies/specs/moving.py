@@ -20,7 +20,9 @@ class MovedSpec(Spec):
     The first `every` epochs see the data alone. After them, and `rounds` times in all, samples are
     copied and moved by what the student and the role say then; the copies have no label, so that
     only terms that ask a role learn from them, and stay for `every` epochs, beside the data. After
-    the last round the data are alone again.
+    the last round the data are alone again. Features move as they are; of a text what embeds its
+    tokens moves, all of them as one, by x = embedding + offset. Its offset is mapped on the role's
+    embeddings by least squares between the two tables, anew each round; one role is asked then.
     """
 
     role: str = "teacher"
@@ -41,12 +43,12 @@ class MovedSpec(Spec):
 class AscendSpec(MovedSpec):
     """Samples move to where student and role differ most: x + size g / |g|, g = d |S - T|^2 / dx.
 
-    Jafari, Rezagholizadeh, Ghodsi, arXiv:2301.12006. Features only.
+    Jafari, Rezagholizadeh, Ghodsi, arXiv:2301.12006. Features and texts.
     """
 
     kind: Literal["ascend"]
     size: PositiveFloat
-    """Length of a step, in the units of the features."""
+    """Length of a step, in the units of the features, or of the student's embeddings."""
     normalised: bool = True
     """False: g itself is multiplied by `size`."""
     output: Literal["logits", "probabilities"] = "logits"
@@ -72,7 +74,7 @@ class BoundarySpec(MovedSpec):
     x - rate (d + margin) g / |g|^2, where d is how far the role's likeliest class is ahead of
     another, which is drawn as likely as the role says, and g = dd/dx. A sample stops once it has
     flipped, and after `steps` steps where it is. Heo et al., arXiv:1805.05532, with logits in place
-    of probabilities. Features only.
+    of probabilities. Features and texts.
     """
 
     kind: Literal["boundary"]

@@ -51,6 +51,7 @@ from orchestrator.search.progress import SearchProgress
 from orchestrator.search.run import SearchResult, run_search
 from orchestrator.search.table import computed_by
 from orchestrator.session import Session, join_ray
+from orchestrator.signals.cache.inspection import summary
 from orchestrator.spec import JobSpec, resolved_yaml
 from orchestrator.spec.paths import absolute_paths
 
@@ -212,15 +213,14 @@ def _in_pages(folder: Path, pages: int = 40) -> None:
 
 
 def with_asha(folder: Path) -> str:
-    """What the pool has computed in a small search with ASHA, and how many keys its job has."""
+    """What the pool has computed in a small search with ASHA, and how many keys were asked for."""
     write_models(folder, SMALL)
     _in_pages(write_text(folder / "text", SMALL))
     raw = raw_job("asha", folder, SMALL, cache={"path": str(folder / "cache")})
     raw["data"]["held_out"] = 0.1
     raw["evaluation"] = {"before": False, "generate": None, "every_steps": 8, "rows": 8}
     raw["training"]["checkpoint"] = {"every_steps": 8}
-    _, keys = label(absolute_paths(JobSpec.model_validate(raw)))
-    raw |= {"cache": {"path": f"{folder}/cache-2"}, "pool": {"kind": "standing", "name": "asha"}}
+    raw |= {"pool": {"kind": "standing", "name": "asha"}}
     spec = absolute_paths(JobSpec.model_validate(raw))
     pool = Pool.up(PoolPlan("asha", spec.roles, standing=True))
     try:
@@ -231,9 +231,10 @@ def with_asha(folder: Path) -> str:
     finally:
         pool.down()
     statuses = [state.status for state in result.trials]
+    held = summary(folder / "cache").records
     return (
         f"with ASHA: {statuses.count('done')} trials to the end, {statuses.count('stopped')} "
-        f"stopped; {computed} answers computed in all, of {keys} keys of a whole job"
+        f"stopped; {computed} answers computed in all, {held} keys asked for"
     )
 
 

@@ -1,5 +1,6 @@
 """Jobs whose data gain moved samples: stopped and resumed, on two ranks, and from the cache."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import digits
 import pytest
+import tiny
 from houses import Player
 
 from orchestrator.data import prepare
@@ -23,6 +25,16 @@ RECIPES: dict[str, dict[str, Any]] = {
     "random": {"kind": "backward_pass", "size": 0.2, "by": "random", **ROUNDS},
     "boundary": {"kind": "boundary_samples", **ROUNDS, "steps": 4},
 }
+TEXT = {"task": "classifier", "tokenizer": str(tiny.TOKENIZER)}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 32,
+    "num_labels": 2,
+}
 
 
 @dataclass
@@ -35,13 +47,32 @@ class House(Player):
         """A student that learns labels and logits of an untrained role, here and where it moves."""
         data = digits.data(limit=80)
         data["sources"][0]["format"]["shape"] = [64]
-        role = {
-            **digits.student(width=16, depth=1, activation="tanh"),
-            "resources": {"cpus": 0.25},
-        }
+        role = digits.student(width=16, depth=1, activation="tanh")
+        student = digits.student(width=16, depth=0, activation="tanh")
+        return self._job(student, role, data, recipe)
+
+    def text_job(self, recipe: str = "ascend") -> JobSpec:
+        """The same of texts, whose embeddings are 16 wide in the student and 32 in the role."""
+        file = self.root / "texts.jsonl"
+        words = (("def", "code"), ("print", "talk"))
+        lines = [
+            json.dumps({"text": f"{word} number {i}" + " again" * (i % 4), "kind": kind})
+            for i in range(24)
+            for word, kind in words
+        ]
+        file.write_text("\n".join(lines))
+        format = {"kind": "labelled_text", "label": "kind", "classes": ["code", "talk"]}
+        source = {"kind": "jsonl", "path": str(file), "format": format}
+        data = {"sources": [source], "context": 16, "held_out": 0.2}
+        role = {**TEXT, "architecture": {**tiny.architecture(), "num_labels": 2, "pad_token_id": 0}}
+        return self._job({**TEXT, "architecture": BERT}, role, data, recipe)
+
+    def _job(
+        self, student: dict[str, Any], role: dict[str, Any], data: dict[str, Any], recipe: str
+    ) -> JobSpec:
         return digits.job(
-            student=digits.student(width=16, depth=0, activation="tanh"),
-            roles={"teacher": role},
+            student=student,
+            roles={"teacher": {**role, "resources": {"cpus": 0.25}}},
             data=data,
             objective={"recipe": RECIPES[recipe]},
             training={
@@ -65,9 +96,10 @@ class House(Player):
         )
 
 
-def _house(root: Path, workers: int, zero: int) -> Iterator[House]:
+def _house(root: Path, workers: int, zero: int, *, text: bool = False) -> Iterator[House]:
     house = House(root, workers, zero)
-    with Session([house.job()], lambda event: house.hear(event)) as session:
+    job = house.text_job() if text else house.job()
+    with Session([job], lambda event: house.hear(event)) as session:
         house.session = session
         yield house
 
@@ -161,3 +193,48 @@ def test_two_ranks_that_are_stopped_in_a_round_end_with_their_own_weights(
         whole, _ = house.play(house.job())
         resumed, _ = house.play(house.job(), stop_after=6)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
+    for house in _house(tmp_path_factory.mktemp("texts"), 1, 0, text=True):
+        yield {
+            "ascend": house.play(house.text_job()),
+            "again": house.play(house.text_job()),
+            "resumed": house.play(house.text_job(), stop_after=6),
+            "boundary": house.play(house.text_job("boundary")),
+        }
+
+
+def test_texts_are_learned_from_where_they_are_and_where_they_move(texts: Played) -> None:
+    whole = texts["ascend"][0]
+    counts = whole["pool"]["samples"]
+    assert counts["asked"] == counts["delivered"] == counts["consumed"]
+    own, rest = divmod(counts["consumed"], 6)  # two epochs of the data, two of twice as many
+    assert rest == 0 and own > 30
+    assert whole["weights_sha256"] != texts["boundary"][0]["weights_sha256"]
+    found = whole["evaluation"]["diagnostics"]["logit_distance"]
+    assert 0 < found["mean"] < found["mean_near"]
+
+
+def test_a_second_run_of_texts_computes_nothing(texts: Played) -> None:
+    assert texts["again"][0]["cache"]["misses"] == 0
+    assert texts["again"][0]["weights_sha256"] == texts["ascend"][0]["weights_sha256"]
+
+
+def test_texts_that_were_moved_outlive_a_stop(texts: Played) -> None:
+    assert texts["resumed"][0]["weights_sha256"] == texts["ascend"][0]["weights_sha256"]
+
+
+def test_two_ranks_under_zero_2_move_the_texts_that_one_does(
+    texts: Played, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    for house in _house(tmp_path_factory.mktemp("texts-beside"), 2, 2, text=True):
+        _, metrics = house.play(house.text_job())
+    losses = [metrics[step]["loss/total"] for step in sorted(metrics)]
+    wanted = [texts["ascend"][1][step]["loss/total"] for step in sorted(texts["ascend"][1])]
+    assert losses[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert losses == pytest.approx(wanted, rel=5e-4)

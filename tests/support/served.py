@@ -1,6 +1,7 @@
 """A role that one engine in this process answers for, behind the ports of pool and cache."""
 
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from fake_cache import MemoryLink
@@ -20,6 +21,7 @@ class EnginePool:
     open: dict[str, Request] = field(default_factory=dict)
     samples: int = 0  # that the engine ran
     most_open: int = 0
+    one_at_a_time: Lock = field(default_factory=Lock)
 
     def describe(self, role: str) -> RoleDescription:
         return self.engine.describe()
@@ -39,7 +41,8 @@ class EnginePool:
         request = self.open.pop(request_id)
         self.samples += len(request.lengths)
         described = self.engine.describe()
-        arrays = self.engine.forward(request)
+        with self.one_at_a_time:  # as a replica runs them
+            arrays = self.engine.forward(request)
         return Reply(
             request_id,
             request.role,

@@ -2,6 +2,7 @@
 boundary-supporting samples of arXiv:1805.05532: samples that move, and the data that gain them."""
 
 import json
+from collections.abc import Sequence
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import digits
 import numpy as np
 import pytest
+import tiny
 import torch
 from classifiers import engine_of
 from fake_cache import MemoryLink
@@ -30,6 +32,7 @@ from orchestrator.students.batches import to_device
 from orchestrator.students.diagnostics import distance
 from orchestrator.students.moves import Mover
 from orchestrator.students.moving import Moving
+from orchestrator.students.places import FeaturePlaces
 from strategies.contract import DenseSignal, Outputs
 from strategies.moving import (
     ascended,
@@ -101,7 +104,7 @@ class House:
         return (ours - theirs).square().sum(1)
 
     def moved(self, spec: AscendSpec | BoundarySpec, x: Tensor, round_: int = 1) -> Tensor:
-        return self.mover.moved(spec, x, torch.arange(len(x)), round_)
+        return self.mover.moved(spec, FeaturePlaces(FLAT, x), torch.arange(len(x)), round_)
 
 
 # --- the maximisation ----------------------------------------------------------------------------
@@ -161,7 +164,8 @@ def test_the_random_control_goes_as_far_in_a_straight_line_and_asks_nobody() -> 
     there, other = (house.moved(spec, x, round_) for round_ in (1, 2))
     torch.testing.assert_close((there - x).norm(dim=1), torch.full((60,), 0.2), rtol=1e-4, atol=0)
     assert not torch.equal(there, other) and house.pool.samples == 0
-    assert torch.equal(there[10:20], house.mover.moved(spec, x[10:20], torch.arange(10, 20), 1))
+    part = FeaturePlaces(FLAT, x[10:20])
+    assert torch.equal(there[10:20], house.mover.moved(spec, part, torch.arange(10, 20), 1))
 
 
 def test_a_round_trip_a_step_and_no_more_than_the_window_at_once() -> None:
@@ -358,26 +362,30 @@ def test_two_ranks_share_the_moving_and_have_the_same_data(
         gaining(ascent(every=1, rounds=1, samples=5)),
     )
     whole.epoch_over(1, CPU)
-    told: list[Tensor] = []
-    monkeypatch.setattr(moving, "gathered", lambda mine: told.append(mine) or mine.new_zeros(5, 64))
+    told: list[list[np.ndarray]] = []
     for rank in (0, 1):
-        Moving(spec, store_of(12), House().mover, rank, 2).epoch_over(1, CPU)
+        part = Moving(spec, store_of(12), House().mover, rank, 2)
+        monkeypatch.setattr(part, "_tell", lambda mine, _role, _device: told.append(mine))
+        part.epoch_over(1, CPU)
     assert [len(part) for part in told] == [3, 2]
     store: Any = whole.store
-    torch.testing.assert_close(
-        torch.cat(told).view(torch.float32), torch.from_numpy(store.words).view(torch.float32)
-    )
+    torch.testing.assert_close(floats([*told[0], *told[1]]), floats(store.words))
+
+
+def floats(words: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(list(words))).view(torch.float32)
 
 
 def test_more_ranks_than_samples_leave_some_with_nothing_to_do() -> None:
     idle = Moving(ascent(every=1, rounds=1, samples=2), store_of(12), House().mover, 3, 4)
-    assert len(idle._moved(idle._origins(1)[idle._share], None)) == 0
-    assert idle.state()["words"] == ""
+    idle._epochs = 1
+    assert idle._moved() == ([], None)
+    assert idle.state()["words"] == {"lengths": "", "words": ""}
 
 
-def test_words_of_another_length_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"int32 \[1, 64\]"):
-        ExtendedStore.over(store_of(3), np.array([0]), np.zeros((1, 63), np.int32))
+def test_words_of_more_samples_than_there_are_are_refused() -> None:
+    with pytest.raises(ValueError, match="words of 2 samples are given, and 1 are"):
+        ExtendedStore.over(store_of(3), np.array([0]), [np.zeros(64, np.int32)] * 2)
 
 
 # --- what learns from them -----------------------------------------------------------------------
@@ -484,11 +492,17 @@ def test_a_temperature_that_nothing_reads_is_refused() -> None:
         ascent(temperature=4.0)
 
 
-def test_texts_do_not_move(tmp_path: Any) -> None:
+def test_texts_without_classes_do_not_move() -> None:
     raw = raw_job()
-    source = {"kind": "jsonl", "path": "x", "format": {"kind": "labelled_text"}}
+    source = {"kind": "jsonl", "path": "x", "format": {"kind": "text"}}
     raw["data"] = {"sources": [source], "context": 16}
-    with pytest.raises(ValidationError, match="tokens do not move"):
+    model = {"architecture": tiny.architecture(), "tokenizer": "t"}
+    raw |= {"student": model, "roles": {"teacher": model}}
+    raw["objective"] = {
+        "terms": [{"kind": "forward_kl"}],
+        "between_epochs": {"kind": "ascend", "every": 1, "rounds": 1, "steps": 1, "size": 0.1},
+    }
+    with pytest.raises(ValidationError, match="texts without classes do not move"):
         JobSpec.model_validate(raw)
 
 

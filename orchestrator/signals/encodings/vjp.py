@@ -17,7 +17,7 @@ NAMES = ("output", "gradient")
 
 
 def encode(ask: VjpAsk, outputs: RoleOutputs) -> dict[str, np.ndarray]:
-    """{"output": [N, V], "gradient": [N, d]}.
+    """{"output": [N, V], "gradient": [N, d], or by word [N, longest]}.
 
     Raises:
         ValueError: a value is not finite or overflows float16.
@@ -33,7 +33,7 @@ def decode(
     gradient = reply.arrays["gradient"]
     width = gradient.shape[1] if gradient.ndim == 2 else 1
     sizes = Sizes(reply.role, vocabulary=reply.vocabulary, input_width=max(1, width))
-    check_arrays(reply, layout(ask, sizes), positions)
+    check_arrays(reply, layout(ask, sizes, width), positions)
     found = {name: from_wire(reply.arrays[name], ask.dtype) for name in NAMES}
     for name, tensor in found.items():
         if not np.isfinite(largest_value(tensor)):

@@ -1,6 +1,5 @@
 """How far the student's logits are from a role's, on held-out samples and around them."""
 
-import numpy as np
 import torch
 
 from orchestrator.spec.diagnostics import LogitDistanceSpec
@@ -27,12 +26,11 @@ def measure_logit_distance(site: Site, spec: LogitDistanceSpec, work: str) -> di
     )
     mover = mover_of(site.job, site.engine, site.questions)
     store, rows = site.held_out.store, [row for part in site.held_out.parts for row in part]
-    nothing = np.zeros((0, int(store.lengths[0])), np.int32)
-    words = np.concatenate([nothing, *(store.tokens(i)[None] for row in rows for i in row)])
-    x = torch.from_numpy(words.view(np.float32)).to(site.engine.device)
-    found: list[torch.Tensor] = []
+    words = [store.tokens(i) for row in rows for i in row]
+    places = mover.places(way.role, words, int(store.lengths.max()))
+    x, found = places.start(), list[torch.Tensor]()
     for step in range(spec.steps + 1):
-        x, distances = mover.climb(way, x, f"{work}.{step}")
+        x, distances = mover.climb(way, places, x, f"{work}.{step}")
         found.append(distances.double() / site.vocabulary)
     here, near = gathered(torch.stack([found[0], found[-1]], 1)).unbind(1)
     return {
