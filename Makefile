@@ -72,6 +72,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/start.py
 	$(BIN)/python tests/benchmarks/loss_head.py
 	$(BIN)/python tests/benchmarks/recipes.py
+	$(BIN)/python tests/benchmarks/features.py
 	$(BIN)/python tests/benchmarks/teacher_passes.py
 	$(BIN)/python tests/benchmarks/encoding_costs.py
 	$(BIN)/python tests/benchmarks/encodings_quickstart.py

@@ -14,7 +14,11 @@ from .folder import is_adapter, weight_files
 
 _NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "max_queue", "path"}
 _NOT_OUTPUTS |= {"member"}  # of a job that has become a folder
-_NOT_OUTPUTS |= {"encoding", "layers_dtype"}  # how answers are carried is each request's own
+_NOT_OUTPUTS |= {
+    "encoding",
+    "layers_dtype",
+    "layers_project",
+}  # how answers are carried is each request's own
 
 
 def source_digest(spec: RoleSpec, *, deterministic: bool, reads: str = "tokens") -> str | None:

@@ -108,9 +108,14 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
         own = _below(job, term.member)
         peer = _below(job, term.peers[0]) if term.peers else ""
         other = _part(student, peer) if term.peers else describe(term.role)
+        asks_layers = term.looks_at == "layers" and not term.peers
+        columns = job.roles[term.role].layers_project if asks_layers else None
         field_ = f"objective.terms.{index}"
-        finder = _Finder(job, field_, term, _part(student, own), other, own)
+        sent = other if columns is None else _sent(other, columns)
+        finder = _Finder(job, field_, term, _part(student, own), sent, own)
         found = finder.pairs()
+        if columns is not None:
+            _check_projected(term.role, columns, other, [theirs for _, theirs in found])
         made = finder.projectors(name, found)
         projectors += made
         names = [one.name for one in made] or [None] * len(found)
@@ -163,6 +168,26 @@ def _part(student: Described, prefix: str) -> Described:
     return _Part(*inside, student.input_width)
 
 
+def _sent(role: Described, columns: int) -> Described:
+    """A role's inside as it is sent once layers are projected; what gives maps stays as it is."""
+    layers = {path: d if path in role.shapes else columns for path, d in role.layers.items()}
+    return _Part(layers, role.attention, role.shapes, role.input_width)
+
+
+def _check_projected(role: str, columns: int, inside: Described, paths: Sequence[str]) -> None:
+    """Refuse a projection that is of no use."""
+    for path in paths:
+        if path not in inside.shapes and columns < inside.layers[path]:
+            continue
+        raise SpecError(
+            f"roles.{role}.layers_project",
+            f"is {columns}, and {path} gives {_size(inside, path)}",
+            "Remove it: maps are sent whole"
+            if path in inside.shapes
+            else f"Set it below {inside.layers[path]}, or remove it",
+        )
+
+
 def _ask(job: JobSpec, role: str, what: str, paths: Sequence[str]) -> SignalAsk:
     """All layers of a role in one ask, so that one forward answers it; in order of their names."""
     layers = tuple(sorted(set(paths), key=_natural))
@@ -172,7 +197,7 @@ def _ask(job: JobSpec, role: str, what: str, paths: Sequence[str]) -> SignalAsk:
             return AttentionAsk(layers, dtype)
         case "gradients":
             return GradientsAsk(layers, dtype, by_token=job.data.reads_text)
-    return LayersAsk(layers, dtype)
+    return LayersAsk(layers, dtype, job.roles[role].layers_project)
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,13 +319,17 @@ class RoleSpec(ModelSpec):
     encoding: EncodingSpec = HiddenEncoding(kind="hidden")
     """How its answers are carried; a classifier's default is full."""
     layers_dtype: DType = "float32"
-    """Of layers and attention on the wire, where a term looks inside."""
+    """Of layers, attention and gradients on the wire, where a term looks inside."""
+    layers_project: PositiveInt | None = None
+    """Columns that the replica projects its layers to before they are sent, by a fixed random
+    matrix that keeps lengths and inner products in expectation; terms see layers that wide."""
     max_queue: PositiveInt = 64
     """Requests a replica holds before it refuses more with a retry hint."""
 
     def served(self) -> dict[str, Any]:
         """What decides a replica: all but how answers are carried, which is each request's own."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"encoding", "layers_dtype"})
+        carried = {"encoding", "layers_dtype", "layers_project"}
+        return self.model_dump(mode="json", by_alias=True, exclude=carried)
 
     @model_validator(mode="before")
     @classmethod

@@ -31,8 +31,8 @@ def layered(width: int, count: int, heads: int = 4) -> Any:
 STUDENT, TEACHER = layered(32, 3), layered(48, 12, heads=8)
 
 
-def job(*terms: dict[str, Any], **changes: Any) -> JobSpec:
-    role = {"teacher": {"path": "x", "layers_dtype": "bfloat16"}}
+def job(*terms: dict[str, Any], project: int | None = None, **changes: Any) -> JobSpec:
+    role = {"teacher": {"path": "x", "layers_dtype": "bfloat16", "layers_project": project}}
     return tiny.job(
         Path("x"), Path("x"), Path("x"), objective={"terms": list(terms)}, roles=role, **changes
     )
@@ -181,3 +181,39 @@ def test_layers_that_go_on_into_a_role_are_taken_whole_and_nobody_is_asked() -> 
 def test_layers_that_cannot_go_on_are_refused(pair: tuple[str, str], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         found(blockwise(*pair))
+
+
+# --- projected on the replica --------------------------------------------------------------------
+
+
+def projected(columns: int, *terms: dict[str, Any], teacher: Any = TEACHER) -> LayerMaps:
+    return layer_maps(job(*terms, project=columns), STUDENT, lambda role: teacher)
+
+
+def test_what_is_projected_is_asked_so_and_learned_in_its_columns() -> None:
+    maps = projected(16, hidden("m.0", "m.3", projector="linear"))
+    assert maps.asks == {"teacher.layers": LayersAsk(("m.3",), "bfloat16", 16)}
+    (projector,) = maps.projectors
+    assert (projector.inputs, projector.outputs) == (32, 16)
+
+
+def test_columns_that_match_the_student_need_no_projector() -> None:
+    assert projected(32, hidden("m.0", "m.3")).pairs["hidden_states"]
+    with pytest.raises(SpecError, match=r"width 32.*width 16.*Set projector: linear"):
+        projected(16, hidden("m.0", "m.3"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "teacher", "message"),
+    [
+        (48, TEACHER, r"roles\.teacher\.layers_project: is 48, and m\.3 gives width 48.*below 48"),
+        (64, TEACHER, r"is 64, and m\.3 gives width 48"),
+        (16, known({"m.3": 128}, {}, **{"m.3": (32, 2, 2)}), r"is 16, and m\.3 gives.*sent whole"),
+    ],
+)
+def test_a_projection_that_saves_nothing_is_refused(
+    columns: int, teacher: Any, message: str
+) -> None:
+    terms = [{"kind": "relational", "layers": [{"student": "m.0", "role": "m.3"}]}]
+    with pytest.raises(SpecError, match=message):
+        projected(columns, *terms, teacher=teacher)

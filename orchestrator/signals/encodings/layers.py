@@ -7,6 +7,8 @@ Imports torch and numpy; never ray, deepspeed or mlflow.
 Letters: N wanted positions, d width of a module's output.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,8 +48,9 @@ def decode(
     return LayersSignal({path: tensor.to(device) for path, tensor in found.items()})
 
 
+@lru_cache(maxsize=64)
 def projection(seed: int, width: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
-    """[width, columns] float32; E |x @ projection|^2 = |x|^2.
+    """[width, columns] float32; E |x @ projection|^2 = |x|^2. Kept, and not to be written to.
 
     Source:
         Achlioptas. "Database-friendly random projections." JCSS 66(4), 2003, theorem 1.1.
