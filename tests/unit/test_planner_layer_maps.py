@@ -186,8 +186,13 @@ def test_layers_that_cannot_go_on_are_refused(pair: tuple[str, str], says: str) 
 # --- projected on the replica --------------------------------------------------------------------
 
 
-def projected(columns: int, *terms: dict[str, Any], teacher: Any = TEACHER) -> LayerMaps:
-    return layer_maps(job(*terms, project=columns), STUDENT, lambda role: teacher)
+MAPS = {"m.0": (16, 2, 2)}, {"m.3": (32, 2, 2)}
+
+
+def projected(
+    columns: int, *terms: dict[str, Any], student: Any = STUDENT, teacher: Any = TEACHER
+) -> LayerMaps:
+    return layer_maps(job(*terms, project=columns), student, lambda role: teacher)
 
 
 def test_what_is_projected_is_asked_so_and_learned_in_its_columns() -> None:
@@ -203,17 +208,15 @@ def test_columns_that_match_the_student_need_no_projector() -> None:
         projected(16, hidden("m.0", "m.3"))
 
 
-@pytest.mark.parametrize(
-    ("columns", "teacher", "message"),
-    [
-        (48, TEACHER, r"roles\.teacher\.layers_project: is 48, and m\.3 gives width 48.*below 48"),
-        (64, TEACHER, r"is 64, and m\.3 gives width 48"),
-        (16, known({"m.3": 128}, {}, **{"m.3": (32, 2, 2)}), r"is 16, and m\.3 gives.*sent whole"),
-    ],
-)
-def test_a_projection_that_saves_nothing_is_refused(
-    columns: int, teacher: Any, message: str
-) -> None:
-    terms = [{"kind": "relational", "layers": [{"student": "m.0", "role": "m.3"}]}]
+@pytest.mark.parametrize("columns", [48, 64])
+def test_a_projection_that_saves_nothing_is_refused(columns: int) -> None:
+    message = rf"roles\.teacher\.layers_project: is {columns}, and m\.3 gives width 48.*below 48"
     with pytest.raises(SpecError, match=message):
-        projected(columns, *terms, teacher=teacher)
+        projected(columns, hidden("m.0", "m.3", projector="linear"))
+
+
+def test_maps_are_not_projected() -> None:
+    ours, theirs = MAPS
+    student, teacher = known({"m.0": 64}, {}, **ours), known({"m.3": 128}, {}, **theirs)
+    with pytest.raises(SpecError, match=r"is 16, and m\.3 gives 32 x 2 x 2.*sent whole"):
+        projected(16, hidden("m.0", "m.3", projector="linear"), student=student, teacher=teacher)
