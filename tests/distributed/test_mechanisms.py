@@ -1,18 +1,17 @@
 """Each mechanism of an objective, whole: stopped and resumed, and on two ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+from houses import Player
 
 from orchestrator.data import prepare
-from orchestrator.errors import Interrupted
 from orchestrator.evaluation.history import read_history
 from orchestrator.evaluation.replay import recorded_schedule
-from orchestrator.events import Event, StepDone
 from orchestrator.run_folder import RunFolder
 from orchestrator.session import Session
 from orchestrator.spec import JobSpec
@@ -142,15 +141,8 @@ class Played:
         return [self.metrics[step]["loss/total"] for step in sorted(self.metrics)]
 
 
-@dataclass
-class House:
+class House(Player):
     """One session of a number of workers."""
-
-    root: Path
-    workers: int
-    session: Session | None = None
-    hear: Callable[[Event], None] = lambda event: None
-    played: int = 0
 
     def job(self, objective: dict[str, Any], **training: Any) -> JobSpec:
         """A job of `STEPS` steps with rows of one sample each."""
@@ -180,29 +172,10 @@ class House:
             evaluation={"before": False, "rows": 8, "generate": None, "against": "teacher"},
         )
 
-    def play(self, spec: JobSpec, stop_after: int | None = None) -> Played:
+    def trained(self, spec: JobSpec, stop_after: int | None = None) -> Played:
         """Run a job; with `stop_after`, stop it there once and go on."""
-        self.played += 1
-        folder = RunFolder.at(spec.storage, f"run-{self.played}")
-        folder.write([spec], 0, [folder.run_id])
-        metrics: dict[int, dict[str, float]] = {}
-        stopped = stop_after is None
-
-        def listen(event: Event) -> None:
-            nonlocal stopped
-            if isinstance(event, StepDone):
-                metrics[event.step] = dict(event.metrics)
-                if not stopped and event.step >= (stop_after or 0):
-                    stopped = True
-                    raise KeyboardInterrupt  # as the user's Ctrl-C would
-
-        self.hear = listen
-        assert self.session is not None
-        if stop_after is not None:
-            with pytest.raises(Interrupted, match="stopped after step"):
-                self.session.run_job(spec, folder, {}, resume=False)
-        summary = self.session.run_job(spec, folder, {}, resume=stop_after is not None)
-        return Played(summary, folder.local, metrics)
+        summary, metrics = self.play(spec, stop_after)
+        return Played(summary, RunFolder.at(spec.storage, summary["run_id"]).local, metrics)
 
 
 def _houses(root: Path, workers: int) -> Iterator[House]:
@@ -225,13 +198,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(root: Path) -> Iterator[dict[str, Played]]:
     """Every mechanism on one rank: undisturbed, and stopped in the middle."""
     for house in _houses(root, 1):
-        played = {name: house.play(house.job(objective)) for name, objective in OBJECTIVES.items()}
+        played = {
+            name: house.trained(house.job(objective)) for name, objective in OBJECTIVES.items()
+        }
         for name, objective in OBJECTIVES.items():
             spec = house.job(objective, checkpoint={"every_steps": 3})
-            played[f"{name}, resumed"] = house.play(spec, stop_after=STOP)
-        played["replayed"] = house.play(house.job(_replayed(played["adaptive schedules"])))
+            played[f"{name}, resumed"] = house.trained(spec, stop_after=STOP)
+        played["replayed"] = house.trained(house.job(_replayed(played["adaptive schedules"])))
         epochs = {"steps": None, "epochs": 2, "checkpoint": {"every_steps": STEPS}}
-        played["epochs"] = house.play(house.job(STAIRS, **epochs))
+        played["epochs"] = house.trained(house.job(STAIRS, **epochs))
         yield played
 
 
@@ -322,7 +297,7 @@ def test_a_set_that_shrinks_is_walked_through_as_its_sizes_say(
 def beside(root: Path, alone: dict[str, Played]) -> Iterator[dict[str, Played]]:
     """Every mechanism on two ranks, after the first session has ended."""
     for house in _houses(root, 2):
-        yield {name: house.play(house.job(objective)) for name, objective in OBJECTIVES.items()}
+        yield {name: house.trained(house.job(objective)) for name, objective in OBJECTIVES.items()}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
