@@ -92,7 +92,8 @@ def draws(samples: Tensor, round_: int, seed: int) -> Tensor:
 
 
 def random_ways(samples: Tensor, numbers: int, round_: int, seed: int) -> Tensor:
-    """[R, n] float64: a random direction of length 1 for each sample, from its index alone.
+    """[R, n] float64: a random direction of length 1 for each sample, from its index alone; that of
+    more numbers begins along the same.
 
     Args:
         samples: [R] int64.
@@ -102,7 +103,7 @@ def random_ways(samples: Tensor, numbers: int, round_: int, seed: int) -> Tensor
     """
     place = torch.arange(2 * numbers, dtype=torch.int64)
     bits = mixed_bits(_bits(samples, round_, seed).unsqueeze(1) + place)
-    first, second = uniform(mixed_bits(bits)).chunk(2, 1)
+    first, second = uniform(mixed_bits(bits)).view(-1, numbers, 2).unbind(2)
     normal = (-2 * first.log()).sqrt() * (2 * math.pi * second).cos()  # Box and Muller
     return unit(normal)
 

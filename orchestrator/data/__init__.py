@@ -9,11 +9,21 @@ from .collation import Collate, collation
 from .crossing import CrossedStore, Crossing, Samples
 from .order import Order, Row, held_out_rows, share
 from .prepare import TokenData, prepare
-from .reading import OFFSET, Reading, inputs_of, moved_text, parts_of_text, reading_of
+from .reading import (
+    OFFSET,
+    TEXT,
+    Reading,
+    inputs_of,
+    moved_text,
+    parts_of_text,
+    reading_of,
+    text_tokens,
+)
 from .store import SampleStore
 
 __all__ = [
     "OFFSET",
+    "TEXT",
     "Collate",
     "CrossedStore",
     "Crossing",
@@ -35,4 +45,5 @@ __all__ = [
     "prepare",
     "reading_of",
     "share",
+    "text_tokens",
 ]

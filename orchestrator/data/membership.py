@@ -104,11 +104,13 @@ class ExtendedStore(SampleStore):
         """The same samples, and m behind them.
 
         Raises:
-            ValueError: origins and words are not as many.
+            ValueError: origins and words are not as many, or words are no int32.
         """
         for given in (words, role_words):
             if given is not None and len(given) != len(origins):
                 raise ValueError(f"words of {len(given)} samples are given, and {len(origins)} are")
+            if given is not None and any(each.dtype != np.int32 for each in given):
+                raise ValueError("words are not all int32: features are their bits")
         return cls(**_fields(store), origins=origins, words=words, role_words=role_words)
 
     def __len__(self) -> int:

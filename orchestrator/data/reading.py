@@ -16,6 +16,8 @@ import numpy as np
 from orchestrator.interactions import trained_of
 from orchestrator.spec.data import DataSpec, Features
 
+TEXT = "text"
+"""Label of a reading whose words are token ids."""
 OFFSET = "embedding_offset"
 """Input of a text's classifier: what is added to its embedded tokens; absent where none moved."""
 
@@ -37,7 +39,7 @@ class Reading:
         if self.ranks_items:
             return "interactions"
         if self.input is None:
-            return "text"
+            return TEXT
         return f"{self.input}[{','.join(map(str, self.shape or ()))}]"
 
     @property
@@ -125,6 +127,20 @@ def parts_of_text(sample: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return sample, sample[:0]
     end = 1 - int(sample[0])
     return sample[1:end], sample[end:]
+
+
+def text_tokens(words: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """[S] int64: tokens of each of S texts that lie end to end, moved or not.
+
+    Args:
+        words: [M] int32.
+        lengths: [S] words of each.
+    """
+    tokens = lengths.astype(np.int64)
+    held = np.flatnonzero(lengths)
+    first = words[(np.cumsum(tokens) - tokens)[held]]
+    tokens[held] = np.where(first < 0, -first.astype(np.int64), tokens[held])
+    return tokens
 
 
 def _text(samples: Sequence[np.ndarray]) -> dict[str, np.ndarray]:

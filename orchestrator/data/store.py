@@ -26,6 +26,10 @@ FILES = {
 }
 
 
+DISTINCT_OF = 1 << 24
+"""Words that `SampleStore.distinct` looks at, at most."""
+
+
 @dataclass(frozen=True)
 class SampleStore:
     """The samples of one part, by index."""
@@ -81,6 +85,10 @@ class SampleStore:
     def labelled(self, index: int) -> bool:
         """Whether a sample's label is one; False for samples that were made from others."""
         return True
+
+    def distinct(self) -> np.ndarray:
+        """[I] int32, rising: the words that occur, in the first of a large store."""
+        return np.unique(self._tokens[:DISTINCT_OF]).astype(np.int32)
 
     @property
     def as_asked(self) -> "SampleStore":

@@ -87,31 +87,38 @@ def inside_classifier(module: nn.Module, inputs: Mapping[str, Tensor]) -> Inside
 
 
 def _input_width(module: nn.Module, inputs: Mapping[str, Tensor]) -> int:
-    """0 where it is not known what embeds the tokens, or features have no gradient."""
+    """0 where features, or what embeds tokens, have no gradient."""
+    if not differentiable(module, inputs):
+        return 0
     if "attention_mask" not in inputs:
-        return next(iter(inputs.values()))[0].numel() if differentiable(module, inputs) else 0
-    embedding = embedding_of(module)
-    return 0 if embedding is None else int(embedding.embedding_dim)  # type: ignore[arg-type]
+        return next(iter(inputs.values()))[0].numel()
+    return int(embedding_of(module).embedding_dim)  # type: ignore[union-attr, arg-type]
 
 
 def differentiable(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether torch can say how a classifier's logits change with its features.
+    """Whether torch can say how a classifier's logits change with its features, or with what is
+    added to a text's embedded tokens.
 
     Args:
         module: the classifier.
-        inputs: as `forward.classify` takes them.
+        inputs: as `forward.classify` takes them, of features or of texts that have not moved.
     """
-    name, features = next(iter(inputs.items()))
-    if not features.is_floating_point():
+    embedding = embedding_of(module)
+    if "attention_mask" in inputs and embedding is not None:
+        shape = (*inputs["input_ids"].shape, int(embedding.embedding_dim))  # type: ignore[arg-type]
+        inputs = {**inputs, "embedding_offset": torch.zeros(shape, device=input_device(module))}
+    moves = {name: x for name, x in inputs.items() if x.is_floating_point()}
+    if len(moves) != 1:
         return False
+    ((name, features),) = moves.items()
     with torch.inference_mode(False), torch.enable_grad(), evaluating(module):
         leaf = features.detach().clone().requires_grad_()
         try:
-            total = classify(module, {name: leaf}).sum()
+            total = classify(module, {**inputs, name: leaf}).sum()
             if not total.requires_grad:
                 return False
             (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        except RuntimeError:  # a backward that does not exist, or none that is deterministic
+        except (RuntimeError, ValueError):  # no backward, none that is deterministic, or no place
             return False
     return found is not None
 

@@ -147,7 +147,7 @@ def classify_all(
 
     Raises:
         TypeError: the module returned something else.
-        ValueError: embeddings are to be moved, and nobody says what embeds tokens.
+        ValueError: embeddings are to be moved, and what embeds tokens is not told rightly.
     """
     dtype = next(module.parameters()).dtype
     given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
@@ -174,14 +174,28 @@ def _offset(module: nn.Module, offset: Tensor | None) -> Iterator[None]:
     if offset is None:
         yield
         return
-    embedding = embedding_of(module)
+    embedding, times = embedding_of(module), 0
     if embedding is None:
         raise ValueError(f"{type(module).__name__} does not tell what embeds its tokens")
-    handle = embedding.register_forward_hook(lambda _module, _inputs, embedded: embedded + offset)
+
+    def add(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
+        nonlocal times
+        times += 1
+        if embedded.shape != offset.shape:
+            shapes = f"{list(embedded.shape)}, not {list(offset.shape)}"
+            raise ValueError(f"what embeds the tokens of {type(module).__name__} gives {shapes}")
+        return embedded + offset
+
+    handle = embedding.register_forward_hook(add)
     try:
         yield
     finally:
         handle.remove()
+    if times != 1:  # of some families the table that is told is not the one that is read
+        raise ValueError(
+            f"what {type(module).__name__} tells to embed its tokens ran {times} times in a "
+            "forward, and not once"
+        )
 
 
 def outputs_of(module: nn.Module, head: Head | None, batch: Batch) -> Outputs:

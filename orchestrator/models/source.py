@@ -14,11 +14,8 @@ from .folder import is_adapter, weight_files
 
 _NOT_OUTPUTS = {"replicas", "resources", "threads", "parallel", "max_queue", "path"}
 _NOT_OUTPUTS |= {"member"}  # of a job that has become a folder
-_NOT_OUTPUTS |= {
-    "encoding",
-    "layers_dtype",
-    "layers_project",
-}  # how answers are carried is each request's own
+# How answers are carried is each request's own.
+_NOT_OUTPUTS |= {"encoding", "layers_dtype", "layers_project"}
 
 
 def source_digest(spec: RoleSpec, *, deterministic: bool, reads: str = "tokens") -> str | None:

@@ -112,10 +112,8 @@ def layer_maps(job: JobSpec, student: Described, describe: Callable[[str], Descr
         columns = job.roles[term.role].layers_project if asks_layers else None
         field_ = f"objective.terms.{index}"
         sent = other if columns is None else _sent(other, columns)
-        finder = _Finder(job, field_, term, _part(student, own), sent, own)
+        finder = _Finder(job, field_, term, _part(student, own), sent, own, other)
         found = finder.pairs()
-        if columns is not None:
-            _check_projected(term.role, columns, other, [theirs for _, theirs in found])
         made = finder.projectors(name, found)
         projectors += made
         names = [one.name for one in made] or [None] * len(found)
@@ -169,23 +167,9 @@ def _part(student: Described, prefix: str) -> Described:
 
 
 def _sent(role: Described, columns: int) -> Described:
-    """A role's inside as it is sent once layers are projected; what gives maps stays as it is."""
+    """A role's inside as it is sent once layers are projected; maps are refused."""
     layers = {path: d if path in role.shapes else columns for path, d in role.layers.items()}
     return _Part(layers, role.attention, role.shapes, role.input_width)
-
-
-def _check_projected(role: str, columns: int, inside: Described, paths: Sequence[str]) -> None:
-    """Refuse a projection that is of no use."""
-    for path in paths:
-        if path not in inside.shapes and columns < inside.layers[path]:
-            continue
-        raise SpecError(
-            f"roles.{role}.layers_project",
-            f"is {columns}, and {path} gives {_size(inside, path)}",
-            "Remove it: maps are sent whole"
-            if path in inside.shapes
-            else f"Set it below {inside.layers[path]}, or remove it",
-        )
 
 
 def _ask(job: JobSpec, role: str, what: str, paths: Sequence[str]) -> SignalAsk:
@@ -209,7 +193,8 @@ class _Finder:
     term: FeatureTermSpec
     student: Described  # or the member that learns
     role: Described
-    prefix: str = ""  # of its paths in the whole student
+    prefix: str  # of its paths in the whole student
+    unsent: Described  # the role before its layers are projected; itself where they are not
 
     def pairs(self) -> list[tuple[str, str]]:
         """(module of the student, module of the role), in the spec's order."""
@@ -288,6 +273,8 @@ class _Finder:
     def _check(self, ours: str, theirs: str) -> None:
         """Refuse layers whose sizes the term cannot compare."""
         term = self.term
+        if self.unsent is not self.role:
+            self._check_projected(theirs)
         if isinstance(term, AttentionMapsSpec):
             heads = self.student.attention[ours], self.role.attention[theirs]
             if term.heads == "each" and heads[0] != heads[1]:
@@ -311,6 +298,19 @@ class _Finder:
         flat = len(first) == 1 and self.job.data.task == "classifier"
         if isinstance(term, AttentionTransferSpec) and flat:
             raise self._unlike(ours, theirs, "Choose layers with several positions: feature maps")
+
+    def _check_projected(self, path: str) -> None:
+        """Refuse a projection that is of no use."""
+        columns = self.job.roles[self.term.role].layers_project
+        if path not in self.unsent.shapes and self.role.layers[path] < self.unsent.layers[path]:
+            return
+        raise SpecError(
+            f"roles.{self.term.role}.layers_project",
+            f"is {columns}, and {path} gives {_size(self.unsent, path)}",
+            "Remove it: maps are not projected"
+            if path in self.unsent.shapes
+            else f"Set it below {self.unsent.layers[path]}, or remove it",
+        )
 
     def _check_input(self) -> None:
         """Both must have an input that gradients can be taken by, of one width."""

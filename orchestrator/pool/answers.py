@@ -5,8 +5,20 @@ Numpy only; `signals.layouts` has the layouts.
 
 import numpy as np
 
+from orchestrator.data import TEXT, text_tokens
 from orchestrator.signals.layouts import empty, position_bytes
 from orchestrator.signals.records import Request, RoleDescription, SignalAsk
+
+
+def tokens_read(reads: str, words: np.ndarray, lengths: np.ndarray) -> int:
+    """What a role reads of samples end to end: of texts their tokens, moved or not; else all words.
+
+    Args:
+        reads: of its description.
+        words: [M] int32.
+        lengths: [S] words of each.
+    """
+    return int(text_tokens(words, lengths).sum()) if reads == TEXT else len(words)
 
 
 def answer_bytes(ask: SignalAsk, positions: int, role: RoleDescription, longest: int = 0) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from orchestrator.data import Reading, inputs_of, parts_of_text
+from orchestrator.data import TEXT, Reading, inputs_of, parts_of_text
 from orchestrator.errors import SpecError
 from orchestrator.signals.layouts import empty
 from orchestrator.signals.records import (
@@ -258,6 +258,8 @@ def _check(ask: SignalAsk, role: str, reading: Reading) -> None:
             f"reads {reading.label}, which do not move",
             "Use a classifier of features or text",
         )
+    if isinstance(ask, LayersAsk) and INPUT in ask.layers and reading.label != TEXT:
+        raise ValueError("features and users are not embedded, and nothing gives their input")
     if isinstance(ask, VjpAsk) and ask.by_word != (reading.input is None):
         raise ValueError("gradients of texts are by word, and those of features are not")
     if not isinstance(ask, FullAsk | TopKAsk | SampledAsk | LayersAsk | GradientsAsk | VjpAsk):

@@ -17,7 +17,7 @@ import numpy as np
 from orchestrator.errors import SpecError, StillhouseError, WorkerBusy, WorkerRaised
 from orchestrator.signals.records import PROTOCOL, HeadRecord, Reply, Request
 
-from .answers import empty_answer, wanted_counts
+from .answers import empty_answer, tokens_read, wanted_counts
 from .fairness import FairQueue
 from .records import Engine, RoleDescription
 
@@ -90,7 +90,8 @@ class Desk:
             if running is not None:
                 return running.future
             job = _Job(key, request, Future(), time.perf_counter())
-            cost = float(request.tokens.size or 1)
+            reads = "" if self._description is None else self._description.reads
+            cost = float(tokens_read(reads, request.tokens, request.lengths) or 1)
             if not self._queue.offer(request.tenant, cost, job, request.weight):
                 raise self._busy(request)
             self._jobs[key] = job

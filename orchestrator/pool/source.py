@@ -22,7 +22,7 @@ from orchestrator.signals.cache.records import CacheRecord, RoleCard
 from orchestrator.signals.cut import joined, trimmed
 from orchestrator.signals.records import HeadRecord, Reply, Request, SignalAsk
 
-from .answers import answer_bytes, empty_answer
+from .answers import answer_bytes, empty_answer, tokens_read
 from .cache import CacheLink
 from .cache_records import Lead, Want, from_bitmap, to_bitmap
 from .client import PoolClient
@@ -225,7 +225,9 @@ class SignalSource:
                 self._memory.keep(record)
                 del open_wants[record.key]
             rounds += 1
-        self._count(saved_tokens=max(0, len(question.flat.tokens) - computed))
+        reads = self.describe(question.role).reads
+        asked = tokens_read(reads, question.flat.tokens, question.flat.lengths)
+        self._count(saved_tokens=max(0, asked - computed))
         arrays = joined([_rows(held[piece.want.key], piece) for piece in pieces])
         description = self.describe(question.role)
         return Reply(
@@ -279,13 +281,15 @@ class SignalSource:
                 if self._closed:
                     raise WorkerLost(question.role, question.name, "the source is closed")
                 self.counts.misses += len(records)
-                self.counts.computed_tokens += len(request.tokens)
+                reads = self.describe(question.role).reads
+                tokens = tokens_read(reads, request.tokens, request.lengths)
+                self.counts.computed_tokens += tokens
                 self.counts.worked_s += reply.forward_s
         except BaseException:
             self.link.give_up(question.name, keys)
             raise
         self.link.put(records)
-        return records, len(request.tokens), reply.forward_s
+        return records, tokens, reply.forward_s
 
     def _count(self, **more: float) -> None:
         with self._lock:

@@ -192,7 +192,7 @@ class LogitDistanceSpec(_OfRole):
     """Mean squared difference of logits, student's and role's, on held-out samples and near them.
 
     Near: where `steps` steps of `size` towards a larger one have led, which is about the worst
-    within steps * size. Of features. arXiv:2301.12006.
+    within steps * size. Of features, or at a text's embeddings. arXiv:2301.12006.
     """
 
     needs_gradients: ClassVar[bool] = True
@@ -201,7 +201,7 @@ class LogitDistanceSpec(_OfRole):
     steps: PositiveInt = 5
     """Steps from each held-out sample."""
     size: PositiveFloat = 0.25
-    """Length of a step, in the units of the features."""
+    """Length of a step, in the units of the features, or of the student's embeddings."""
 
     @property
     def asks_new_things(self) -> bool:

@@ -26,6 +26,7 @@ from strategies.specs import (
     BoundarySpec,
     CondenseSpec,
     CountingSchedule,
+    FeatureTermSpec,
     ImportedTerm,
     InputGradientsSpec,
     MovedSpec,
@@ -784,6 +785,22 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _what_is_projected_is_looked_at(self) -> "JobSpec":
+        looked_at = {
+            term.role
+            for term in self.objective.terms
+            if isinstance(term, FeatureTermSpec) and term.looks_at == "layers" and not term.peers
+        }
+        for name, role in self.roles.items():
+            if role.layers_project is not None and name not in looked_at:
+                raise refusal(
+                    f"roles.{name}.layers_project",
+                    f"is {role.layers_project}, and no term looks at layers of {name}",
+                    "Remove it",
+                )
+        return self
+
+    @model_validator(mode="after")
     def _roles_may_lie_beside_the_student(self) -> "JobSpec":
         for role in self.resident_roles:
             if (why := _why_not_beside(self, role)) is not None:
@@ -921,6 +938,13 @@ def _why_text_stays(job: JobSpec, role: str) -> tuple[str, str, str] | None:
             f"is {role!r}, on whose embeddings texts are mapped, and role {others[0]!r} "
             "is asked about them too",
             "Ask one role, or use data of features",
+        )
+    if beside := job.resident_roles:
+        return (
+            f"{field}.kind",
+            f"moves texts at the student's embeddings, and role {beside[0]!r} lies beside it with "
+            "its own",
+            "Use data of features, or learn from no role beside the student",
         )
     for index, term in enumerate(job.objective.terms):
         if isinstance(term, InputGradientsSpec):

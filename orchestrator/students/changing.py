@@ -66,4 +66,4 @@ def changing_data(
         blendable = job.data.has_features and served
         return Changing(between, data.train, blendable=blendable)
     assert questions is not None  # a term asks the role, as `ObjectiveSpec` demands
-    return Moving(between, data.train, mover_of(job, engine, questions), rank, world)
+    return Moving(between, data.train, mover_of(job, engine, questions, data.train), rank, world)

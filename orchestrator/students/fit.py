@@ -10,11 +10,12 @@ from orchestrator.data import TokenData, collation, reading_of
 from orchestrator.errors import SpecError
 from orchestrator.models.build import MODEL_ERRORS
 from orchestrator.models.capture import differentiable
-from orchestrator.models.forward import classify_all, embedding_of, evaluating, input_device
+from orchestrator.models.forward import classify_all, evaluating, input_device
 from orchestrator.models.load import Loaded
 from orchestrator.models.ranking import LightGCN
 from orchestrator.signals.layouts import check_differentiable
 from orchestrator.spec import JobSpec
+from orchestrator.spec.diagnostics import LogitDistanceSpec
 from strategies.specs import AscendSpec, MovedSpec, StratifiedPairsSpec
 
 from .batches import to_device
@@ -63,26 +64,28 @@ def check_classifier(
 
 def _check_moves(spec: JobSpec, data: TokenData, loaded: Loaded, questions: Questions) -> None:
     """What samples are moved by can be differentiated."""
+    movers: dict[str, str | None] = {}  # by field, the role
+    by_student = spec.data.reads_text  # whose embeddings are the place
     between = spec.objective.between_epochs
-    if not isinstance(between, MovedSpec):
+    if isinstance(between, MovedSpec):
+        movers["objective.between_epochs"] = between.role
+        by_student |= isinstance(between, AscendSpec)
+    for index, diagnostic in enumerate(spec.evaluation.diagnostics):
+        if isinstance(diagnostic, LogitDistanceSpec):
+            movers[f"evaluation.diagnostics.{index}"] = diagnostic.role or spec.compared_role
+            by_student = True
+    for role in movers.values():
+        check_differentiable(questions.source.describe(role or ""))
+    if not movers or not by_student:
         return
-    check_differentiable(questions.source.describe(between.role))
-    if spec.data.reads_text:
-        if embedding_of(loaded.module) is None:
-            raise SpecError(
-                "student",
-                "does not tell what embeds its tokens, and objective.between_epochs moves texts "
-                "there",
-                "Give the model get_input_embeddings",
-            )
-        return
+    field = next(iter(movers))
     batch = to_device(collation(spec.data)(data.train, [(0,)]), input_device(loaded.module))
-    if isinstance(between, AscendSpec) and not differentiable(loaded.module, batch.inputs):
+    if not differentiable(loaded.module, batch.inputs):
         raise SpecError(
             "student",
-            "has no gradient by its input that torch can tell, and objective.between_epochs moves "
-            "samples along it",
-            "Use a model of torch's own operations, or kind boundary, which asks the role alone",
+            f"has no gradient by its input that torch can tell, and {field} moves samples along it",
+            "Use a model of torch's own operations, whose get_input_embeddings embeds its texts; "
+            "for features kind boundary asks the role alone",
         )
 
 

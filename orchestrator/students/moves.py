@@ -9,7 +9,7 @@ Shape letters: R samples, n numbers of a place, V classes.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -58,8 +58,7 @@ class Mover:
     reading: Reading  # how models take the samples
     rows: int  # of one forward and one question
     device: torch.device
-    _tables: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By role: [I] token ids and [I, e] what it embeds them as, once asked."""
+    store: SampleStore  # whose ids tell how the embeddings of two models go together
 
     def places(self, role: str, words: Sequence[np.ndarray], longest: int) -> Places:
         """Where samples are, to move from there.
@@ -84,13 +83,14 @@ class Mover:
         return embedding_map(ours, theirs).float().to(self.device)
 
     def _table(self, role: str) -> tuple[Tensor, Tensor]:
-        """What a role embeds single tokens as. It is asked once."""
-        if role not in self._tables:
+        """[I] ids of the data, and [I, e] what a role embeds them as. It is asked once."""
+        tables = self.questions.tables
+        if role not in tables:
             known = self.questions.source.describe(role)
             embedding = embedding_of(self.model)
-            count = int(embedding.num_embeddings)  # type: ignore[union-attr, arg-type]
             most = COMPARED_IDS * int(embedding.embedding_dim)  # type: ignore[union-attr, arg-type]
-            ids = permutation(count, "embeddings")[:most].astype(np.int32)
+            held = self.store.distinct()
+            ids = held[permutation(len(held), "embeddings")[:most]]
             alone = SampleStore.of(Sample("", i[None], np.zeros(1, bool), 0) for i in ids)
             parts = self._parts(len(ids))
             asked = ((part, end_to_end(alone, [tuple(part.tolist())])) for part in parts)
@@ -99,8 +99,8 @@ class Mover:
             for part, signal in self._answers(role, ask, asked, "embeddings"):
                 assert isinstance(signal, LayersSignal)  # it was asked for
                 theirs[part.cpu()] = signal.outputs[INPUT].float().cpu()
-            self._tables[role] = torch.from_numpy(ids.astype(np.int64)), theirs
-        return self._tables[role]
+            tables[role] = torch.from_numpy(ids.astype(np.int64)), theirs
+        return tables[role]
 
     def moved(
         self, spec: AscendSpec | BoundarySpec, places: Places, samples: Tensor, round_: int
@@ -135,7 +135,7 @@ class Mover:
         self, spec: AscendSpec, places: Places, x: Tensor, work: str
     ) -> tuple[Tensor, Tensor]:
         """One step: [R, n] where it leads, and [R] the squared distance where it began."""
-        ask = VjpAsk("distance", spec.output, spec.temperature, "float32", self._reads_text)
+        ask = VjpAsk("distance", spec.output, spec.temperature, "float32", self.reads_text)
         moved, distances = torch.empty_like(x), x.new_empty(len(x))
         with evaluating(self.model), torch.enable_grad():
             asked = self._outputs(spec, places, x)
@@ -157,7 +157,7 @@ class Mover:
             draw: [R] in (0, 1): by which each sample's other class is chosen.
             work: begins the questions' names.
         """
-        ask = VjpAsk("product", "logits", 1.0, "float32", self._reads_text)
+        ask = VjpAsk("product", "logits", 1.0, "float32", self.reads_text)
         x = places.start().clone()
         ahead, behind, left = self._classes(spec, places, x, draw, work)
         cotangents = class_difference(ahead, behind, self._classes_of(spec))
@@ -195,7 +195,8 @@ class Mover:
         return self.questions.vocabulary(spec.role)
 
     @property
-    def _reads_text(self) -> bool:
+    def reads_text(self) -> bool:
+        """Whether places are those of texts."""
         return self.reading.input is None
 
     def _outputs(
@@ -208,7 +209,8 @@ class Mover:
             yield (part, leaf, ours), places.asked(x[part], part, ours.detach())
 
     def _parts(self, count: int) -> Iterator[Tensor]:
-        return iter(torch.arange(count, device=self.device).split(self.rows))
+        """Rows of each forward; nothing of nothing, on which no model runs."""
+        return iter(torch.arange(count, device=self.device).split(self.rows) if count else ())
 
     def _answers(
         self, role: str, ask: SignalAsk, asked: Iterable[tuple[What, Flat]], work: str
@@ -226,8 +228,8 @@ class Mover:
             yield first, answer(name)
 
 
-def mover_of(job: JobSpec, engine: Engine, questions: Questions) -> Mover:
+def mover_of(job: JobSpec, engine: Engine, questions: Questions, store: SampleStore) -> Mover:
     """This rank's, for a classifier whose weights are whole on a rank."""
     reading, model = reading_of(job.data), engine.whole_module.model
     assert reading is not None and isinstance(model, nn.Module)  # of a `StudentModule`
-    return Mover(model, questions, reading, job.training.micro_batch, engine.device)
+    return Mover(model, questions, reading, job.training.micro_batch, engine.device, store)

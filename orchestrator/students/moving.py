@@ -23,6 +23,9 @@ from .places import Words
 
 logger = logging.getLogger(__name__)
 
+AT_ONCE = 1 << 10
+"""Samples that are on their way at once: what a place takes is many times a sample of text."""
+
 
 class Moving:
     """The members of each epoch of one job. Collective where it says so.
@@ -69,18 +72,19 @@ class Moving:
     def _moved(self) -> tuple[Words, Words | None]:
         """This rank's samples where they have gone, to the student and to the role."""
         every = self._origins(self._round)
-        mine = every[self._share]
-        places = self._mover.places(
-            self._spec.role,
-            [self._own.tokens(int(i)) for i in mine],
-            int(self._own.lengths[every].max()),
-        )
-        x, there = places.start(), places.start()
-        if len(mine):
-            there = self._mover.moved(self._spec, places, torch.from_numpy(mine), self._round)
-            way = float((there - x).norm(dim=1).mean())
-            logger.info("round %d: %d samples moved by %.3g", self._round, len(mine), way)
-        return places.words(there)
+        mine, longest = every[self._share], int(self._own.lengths[every].max())
+        words, role_words = list[np.ndarray](), list[np.ndarray]()
+        for begin in range(0, len(mine), AT_ONCE):
+            part = mine[begin : begin + AT_ONCE]
+            starts = [self._own.tokens(int(i)) for i in part]
+            places = self._mover.places(self._spec.role, starts, longest)
+            there = self._mover.moved(self._spec, places, torch.from_numpy(part), self._round)
+            own, to_role = places.words(there)
+            words += own
+            role_words += to_role or []
+        held = sum(each.nbytes for each in (*words, *role_words)) / 2**20
+        logger.info("round %d: %d samples moved, %.1f MiB", self._round, len(mine), held)
+        return words, role_words if self._mover.reads_text else None
 
     def _tell(self, mine: Words, to_role: Words | None, device: torch.device) -> None:
         """Put all ranks' moved samples into the store. Collective."""

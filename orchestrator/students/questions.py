@@ -38,6 +38,8 @@ class Questions:
     forward_s: float = 0.0
     received_bytes: int = 0
     began: float = field(default_factory=time.monotonic)
+    tables: dict[str, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    """By role: [I] token ids and [I, e] what it embeds them as, once asked."""
     _crossed: dict[str, CrossedStore] = field(default_factory=dict)
 
     def ask_all(self, work: str, store: SampleStore, rows: Sequence[Row]) -> dict[str, str]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from orchestrator.data import OFFSET, Reading, SampleStore, end_to_end, inputs_of, moved_text
 from orchestrator.data.collation import collate_classes
 from orchestrator.data.tokenise import Sample
+from orchestrator.errors import SpecError
 from orchestrator.models.forward import classify, embedding_of
 from orchestrator.signals.encodings.uniforms import token_hash
 from orchestrator.signals.records import FullAsk, VjpAsk
 from orchestrator.spec import JobSpec
-from orchestrator.students import moving
+from orchestrator.students import fit, moving
 from orchestrator.students.batches import to_device
 from orchestrator.students.moves import Mover
 from orchestrator.students.moving import Moving
@@ -31,6 +32,7 @@ from strategies.specs import AscendSpec, BoundarySpec
 CPU = torch.device("cpu")
 TEXT = Reading()
 FULL = FullAsk("float32")
+IDS = np.arange(100, dtype=np.int32)
 LENGTHS = (5, 9, 3, 7, 1, 12, 4, 6)
 ROLE = {**BERT, "vocab_size": 100}
 SMALL = {**ROLE, "hidden_size": 8, "intermediate_size": 16}
@@ -74,7 +76,8 @@ class House:
                     parameter.copy_(parameter * by + 0.02 * torch.randn_like(parameter))
                     parameter.requires_grad_(True)
         self.pool = EnginePool(engine)
-        self.mover = Mover(self.student, asking(self.pool, cache), TEXT, rows, CPU)
+        everything = SampleStore.of([Sample("", IDS, np.zeros(len(IDS), bool), 0)])
+        self.mover = Mover(self.student, asking(self.pool, cache), TEXT, rows, CPU, everything)
 
     def places(self, words: list[np.ndarray] | None = None) -> TextPlaces:
         words = texts() if words is None else words
@@ -270,6 +273,53 @@ def test_the_random_control_goes_as_far_and_the_same_however_long_its_neighbours
     torch.testing.assert_close(there.norm(dim=1), torch.full((8,), 0.2), rtol=1e-4, atol=0)
     for row, ids in enumerate(places.ids):
         assert not there[row].view(-1, 8)[len(ids) :].any()
+    beside = house.moved(spec, house.places([*texts(), *texts((30,))]))
+    torch.testing.assert_close(beside[:8, : 12 * 8], there, rtol=1e-5, atol=1e-7)
+
+
+def test_a_rank_without_samples_runs_no_model() -> None:
+    house = House()
+    places = house.mover.places("teacher", [], 12)
+    there, distances = house.mover.climb(ascent(), places, places.start(), "w")
+    assert there.shape == (0, 96) and distances.shape == (0,)
+
+
+def test_tables_of_other_sizes_are_compared_by_the_ids_that_the_data_hold() -> None:
+    house = House(student={**SMALL, "vocab_size": 150})
+    ours, theirs = (
+        embedding_of(m).weight.detach().double()  # type: ignore[union-attr]
+        for m in (house.student, house.role)
+    )
+    wanted = torch.linalg.lstsq(ours[:100], theirs).solution
+    torch.testing.assert_close(house.places().to_role.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+BART = {
+    "model_type": "bart",
+    "vocab_size": 100,
+    "d_model": 16,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_labels": 3,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+
+
+def test_a_model_whose_embedding_is_not_the_one_it_tells_is_found_out() -> None:
+    engine = engine_of({"architecture": BART}, TEXT)
+    assert engine.describe().input_width == 0
+    ids = np.array([5, 6, 1], np.int32)
+    assert answered(engine, FULL, [ids]).logits.shape == (1, 3)
+    with pytest.raises(ValueError, match=r"ran 0 times in a forward, and not once"):
+        engine.forward(request(FULL, [moved_text(ids, np.ones((3, 16), np.float32))]))
+    with pytest.raises(SpecError, match="no gradient by its input"):
+        engine.forward(request(PRODUCT, [ids]))
+    assert engine_of({"architecture": ROLE}, TEXT).describe().input_width == 16
 
 
 def test_what_is_moved_does_not_depend_on_how_it_is_cut() -> None:
@@ -352,14 +402,13 @@ def test_two_ranks_share_the_moving_and_have_the_same_data(
     spec = ascent(size=0.1, samples=5)
     whole = Moving(spec, store_of(), House().mover, 0, 1)
     whole.epoch_over(1, CPU)
-    told: list[Tensor] = []
-    monkeypatch.setattr(moving, "gathered", lambda mine: told.append(mine) or mine)
+    told: list[list[np.ndarray]] = []
     for rank in (0, 1):
         part = Moving(spec, store_of(), House().mover, rank, 2)
         part._epochs = 1
         monkeypatch.setattr(part, "_tell", lambda mine, role, _device: told.append(mine))
         part.epoch_over(1, CPU)
-    mine: Any = [words for part in told for words in part]
+    mine = [words for part in told for words in part]
     for place, words in enumerate(mine):
         wanted = whole.store.tokens(8 + place)
         ids = 1 - int(wanted[0])
@@ -404,6 +453,9 @@ MOVES = {"kind": "ascend", "every": 1, "rounds": 1, "steps": 1, "size": 0.1}
          r"between_epochs\.role: is 'teacher'.*role 'other' is asked.*Ask one role"),
         ([{"kind": "forward_kl"}, {"kind": "input_gradients"}],
          r"terms\.1\.kind: is input_gradients.*token by token"),
+        ([{"kind": "forward_kl"}, {"kind": "blockwise_logits", "layers": [
+            {"student": "bert.encoder.layer.0", "role": "bert.encoder.layer.0"}]}],
+         r"between_epochs\.kind: moves texts.*role 'teacher' lies beside it"),
     ],
 )  # fmt: skip
 def test_what_keeps_texts_where_they_are_is_refused(
@@ -415,14 +467,18 @@ def test_what_keeps_texts_where_they_are_is_refused(
         JobSpec.model_validate(raw)
 
 
-def test_a_student_that_hides_its_embedding_is_refused() -> None:
-    from orchestrator.errors import SpecError
-    from orchestrator.students import fit
-
-    job = JobSpec.model_validate(raw_job())
+@pytest.mark.parametrize("by", ["moves", "diagnostic"])
+def test_a_student_that_hides_its_embedding_is_refused(by: str) -> None:
+    raw = raw_job()
+    if by == "diagnostic":
+        raw["objective"] = {"terms": [{"kind": "forward_kl"}]}
+        raw["evaluation"] = {"diagnostics": [{"kind": "logit_distance"}], "against": "teacher"}
+    job = JobSpec.model_validate(raw)
     described = SimpleNamespace(describe=lambda _role: SimpleNamespace(role="t", input_width=16))
     questions: Any = SimpleNamespace(source=described)
-    nothing: Any = None
-    loaded: Any = SimpleNamespace(module=nn.Linear(2, 2))
-    with pytest.raises(SpecError, match="does not tell what embeds"):
-        fit._check_moves(job, nothing, loaded, questions)
+    ends = Sample("", np.array([5, 6, 1], np.int32), np.zeros(3, bool), 0)  # as a Bart's text does
+    data: Any = SimpleNamespace(train=SampleStore.of([ends]))
+    student = engine_of({"architecture": BART}, TEXT)._loaded
+    with pytest.raises(SpecError, match=r"student: has no gradient by its input.*get_input_emb"):
+        fit._check_moves(job, data, student, questions)
+    fit._check_moves(job, data, engine_of({"architecture": SMALL}, TEXT)._loaded, questions)

@@ -93,7 +93,7 @@ class House:
             for parameter in self.role.parameters():  # about as decided as a trained one
                 parameter.mul_(2.0)
         self.pool = EnginePool(engine)
-        self.mover = Mover(self.student, asking(self.pool, cache), FLAT, rows, CPU)
+        self.mover = Mover(self.student, asking(self.pool, cache), FLAT, rows, CPU, store_of(1))
 
     def apart(self, x: Tensor) -> Tensor:
         """[R] float64: |S - T|^2."""
@@ -212,7 +212,7 @@ def test_the_diagnostic_is_the_mean_squared_difference_here_and_where_the_steps_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     house, store = House(), store_of(30)
-    monkeypatch.setattr(distance, "mover_of", lambda job, engine, questions: house.mover)
+    monkeypatch.setattr(distance, "mover_of", lambda job, engine, questions, store: house.mover)
     monkeypatch.setattr(distance, "gathered", lambda mine: mine)
     rows = [[(i,) for i in range(0, 16)], [(i,) for i in range(16, 30)] + [()]]
     site: Any = SimpleNamespace(
@@ -220,6 +220,7 @@ def test_the_diagnostic_is_the_mean_squared_difference_here_and_where_the_steps_
         job=None,
         engine=SimpleNamespace(device=CPU),
         questions=None,
+        data=SimpleNamespace(train=store),
         vocabulary=10,
         held_out=SimpleNamespace(store=store, parts=rows),
     )

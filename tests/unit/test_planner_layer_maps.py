@@ -6,6 +6,7 @@ from typing import Any
 import digits
 import pytest
 import tiny
+from pydantic import ValidationError
 
 from orchestrator.errors import SpecError
 from orchestrator.planner.layer_maps import LayerMaps, Projector, layer_maps, logit_asks
@@ -202,6 +203,13 @@ def test_what_is_projected_is_asked_so_and_learned_in_its_columns() -> None:
     assert (projector.inputs, projector.outputs) == (32, 16)
 
 
+def test_what_no_term_looks_at_is_not_projected() -> None:
+    terms = [{"kind": "forward_kl"}, {"kind": "attention_maps", "layers": [
+        {"student": "m.0.self", "role": "m.0.self"}]}]  # fmt: skip
+    with pytest.raises(ValidationError, match=r"layers_project: is 16, and no term looks at"):
+        job(*terms, project=16)
+
+
 def test_columns_that_match_the_student_need_no_projector() -> None:
     assert projected(32, hidden("m.0", "m.3")).pairs["hidden_states"]
     with pytest.raises(SpecError, match=r"width 32.*width 16.*Set projector: linear"):
@@ -218,5 +226,5 @@ def test_a_projection_that_saves_nothing_is_refused(columns: int) -> None:
 def test_maps_are_not_projected() -> None:
     ours, theirs = MAPS
     student, teacher = known({"m.0": 64}, {}, **ours), known({"m.3": 128}, {}, **theirs)
-    with pytest.raises(SpecError, match=r"is 16, and m\.3 gives 32 x 2 x 2.*sent whole"):
+    with pytest.raises(SpecError, match=r"is 16, and m\.3 gives 32 x 2 x 2.*not projected"):
         projected(16, hidden("m.0", "m.3", projector="linear"), student=student, teacher=teacher)

@@ -55,7 +55,8 @@ def projection(seed: int, width: int, columns: int, device: torch.device | str =
     Source:
         Achlioptas. "Database-friendly random projections." JCSS 66(4), 2003, theorem 1.1.
     """
-    return torch.from_numpy(signs(seed, width, columns)).to(device) * columns**-0.5
+    with torch.inference_mode(False):  # it outlives the forward that asks for it first
+        return torch.from_numpy(signs(seed, width, columns)).to(device) * columns**-0.5
 
 
 def _projected(ask: LayersAsk, output: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def measure_logit_distance(site: Site, spec: LogitDistanceSpec, work: str) -> di
         steps=spec.steps,
         size=spec.size,
     )
-    mover = mover_of(site.job, site.engine, site.questions)
+    mover = mover_of(site.job, site.engine, site.questions, site.data.train)
     store, rows = site.held_out.store, [row for part in site.held_out.parts for row in part]
     words = [store.tokens(i) for row in rows for i in row]
     places = mover.places(way.role, words, int(store.lengths.max()))
