@@ -40,6 +40,7 @@ class Batch:
     sample_index: Tensor  # [R, T] int64: index of the sample in its store; -1 in padding
     epoch: int = 0  # of what is drawn anew in each; 0 outside training
     labelled: Tensor | None = None  # [R, T] bool: where targets are labels; None: everywhere
+    weights: Tensor | None = None  # [R, T] float32: what positions count; None: 1 each
 
     @property
     def mask(self) -> Tensor:
@@ -58,6 +59,11 @@ class Batch:
     def kept_targets(self) -> Tensor:
         """[N] int64."""
         return self.targets[self.mask]
+
+    @property
+    def kept_weights(self) -> Tensor | None:
+        """[N] float32; None: 1 each."""
+        return None if self.weights is None else self.weights[self.mask]
 
     @property
     def places(self) -> Tensor:

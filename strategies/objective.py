@@ -193,9 +193,8 @@ class VocabularyTerm:
 
     def counted(self, batch: Batch, known: Known) -> Tensor:
         """The same, where `where` is known."""
-        if self.where is None:
-            return batch.mask.sum().to(torch.float32)
-        return self._looked_at(known[self.where]).sum().to(torch.float32)
+        counting = self._counting(batch, known)
+        return (batch.mask if counting is None else counting).sum().to(torch.float32)
 
     def measures(self) -> list[Wanted]:
         """What must be measured before `part`."""
@@ -217,7 +216,12 @@ class VocabularyTerm:
         spec = self.spec
         own = {name: number for name, number in numbers.items() if name in _PART_FIELDS}
         if isinstance(spec, CrossEntropySpec):
-            return Part(spec.kind, scale, label_smoothing=spec.label_smoothing)
+            return Part(
+                spec.kind,
+                scale,
+                label_smoothing=spec.label_smoothing,
+                position_weight=batch.kept_weights,
+            )
         assert isinstance(spec, RoleTerm) and not isinstance(spec, ImportedTerm)
         part = Part(spec.kind, scale, spec.role)  # type: ignore[attr-defined]
         part = replace(part, **own, target=self._target(numbers))
@@ -245,9 +249,17 @@ class VocabularyTerm:
         assert isinstance(self.spec, RoleTerm)
         return right if self.spec.where == "role_right" else 1 - right
 
+    def _counting(self, batch: Batch, known: Known) -> Tensor | None:
+        """[N] what each position counts in the mean; None: 1."""
+        weight = batch.kept_weights
+        if self.where is None:
+            return weight
+        looked_at = self._looked_at(known[self.where])
+        return looked_at if weight is None else looked_at * weight
+
     def _position_weight(self, batch: Batch, known: Known) -> Tensor | None:
         spec = self.spec
-        weight = None if self.where is None else self._looked_at(known[self.where])
+        weight = self._counting(batch, known)
         if isinstance(spec, RoleTerm) and spec.weigh_by is not None:
             value = known[measuring.wanted(spec.weigh_by.measure, spec.role)]
             factor = measuring.weights(spec.weigh_by, value, batch)

@@ -105,6 +105,8 @@ class Change:
     members: np.ndarray  # [m] int64, rising, at least one
     blends: Mapping[int, Blend] | None = field(default_factory=dict)
     """By member; features only. None: those of before stay."""
+    weights: Mapping[int, float] | None = field(default_factory=dict)
+    """What members count in the mean of each term, above 0; others count 1. None: as before."""
 
 
 Hook = Callable[[Epoch], Change]

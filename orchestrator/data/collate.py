@@ -26,6 +26,7 @@ class NumpyBatch:
     targets: np.ndarray  # [R, T]; IGNORED where no loss is borne
     sample_index: np.ndarray  # [R, T]; index in the store, -1 in padding
     labelled: np.ndarray | None = None  # [R, T] bool; None: everywhere
+    weights: np.ndarray | None = None  # [R, T] float32; None: 1 each
 
 
 def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch:
@@ -54,7 +55,15 @@ def collate(store: SampleStore, rows: Sequence[Row], context: int) -> NumpyBatch
             start = end
         position_ids[r, start:] = np.arange(context - start)
     inputs = {"input_ids": input_ids, "position_ids": position_ids}
-    return NumpyBatch(inputs, targets, sample_index)
+    return NumpyBatch(inputs, targets, sample_index, weights=weights_of(store, sample_index))
+
+
+def weights_of(store: SampleStore, sample_index: np.ndarray) -> np.ndarray | None:
+    """[R, T] float32: what the sample of each position counts, 1 in padding; None: 1 each."""
+    weights = store.weights
+    if weights is None:
+        return None
+    return np.where(sample_index < 0, np.float32(1), weights[sample_index])
 
 
 @dataclass(frozen=True, slots=True)

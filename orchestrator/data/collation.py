@@ -7,7 +7,7 @@ import numpy as np
 
 from orchestrator.spec.data import DataSpec
 
-from .collate import IGNORED, NumpyBatch, collate
+from .collate import IGNORED, NumpyBatch, collate, weights_of
 from .pack import Row
 from .reading import Reading, inputs_of, reading_of
 from .store import SampleStore
@@ -43,9 +43,11 @@ def collate_classes(store: SampleStore, rows: Sequence[Row], reading: Reading) -
     inputs = inputs_of(reading, samples, int(store.lengths[0]))
     labelled = np.array([[not row or store.labelled(row[0])] for row in rows], bool)
     shape = (len(rows), 1)
+    samples_of_rows = np.array(index, np.int64).reshape(shape)
     return NumpyBatch(
         inputs,
         np.array(targets, np.int64).reshape(shape),
-        np.array(index, np.int64).reshape(shape),
+        samples_of_rows,
         None if labelled.all() else labelled.reshape(shape),
+        weights_of(store, samples_of_rows),
     )

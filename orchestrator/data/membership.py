@@ -61,16 +61,32 @@ class Membership:
 
 
 @dataclass(frozen=True)
-class BlendedStore(SampleStore):
-    """A store some of whose samples are blends of two, word by word as float32."""
+class ChangedStore(SampleStore):
+    """A store some of whose samples are blends of two, word by word as float32, or count more or
+    less than others."""
 
     blends: Mapping[int, tuple[int, float]] = field(default_factory=dict)
     """Sample -> (the other, share of its own)."""
+    weighed: Mapping[int, float] = field(default_factory=dict)
+    """Sample -> what it counts; others count 1."""
 
     @classmethod
-    def over(cls, store: SampleStore, blends: Mapping[int, tuple[int, float]]) -> "BlendedStore":
-        """The same samples, blended."""
-        return cls(**_fields(store), blends=dict(blends))
+    def over(
+        cls,
+        store: SampleStore,
+        blends: Mapping[int, tuple[int, float]],
+        weights: Mapping[int, float],
+    ) -> "ChangedStore":
+        """The same samples, changed."""
+        return cls(**_fields(store), blends=dict(blends), weighed=dict(weights))
+
+    @cached_property
+    def weights(self) -> np.ndarray | None:
+        if not self.weighed:
+            return None
+        found = np.ones(len(self), np.float32)
+        found[list(self.weighed)] = list(self.weighed.values())
+        return found
 
     def tokens(self, index: int) -> np.ndarray:
         words = super().tokens(index)

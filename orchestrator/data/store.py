@@ -86,6 +86,11 @@ class SampleStore:
         """Whether a sample's label is one; False for samples that were made from others."""
         return True
 
+    @property
+    def weights(self) -> np.ndarray | None:
+        """[S] float32: what samples count in a mean; None: 1 each."""
+        return None
+
     def distinct(self) -> np.ndarray:
         """[I] int32, rising: the words that occur, in the first of a large store."""
         return np.unique(self._tokens[:DISTINCT_OF]).astype(np.int32)

@@ -27,6 +27,7 @@ from strategies.specs import (
     CondenseSpec,
     CountingSchedule,
     FeatureTermSpec,
+    HookSpec,
     ImportedTerm,
     InputGradientsSpec,
     MovedSpec,
@@ -512,6 +513,15 @@ class JobSpec(Spec):
             raise refusal(
                 "objective.select.measure",
                 f"is {select.measure}, which reads labels, and the data's format has "
+                f"{self.data.instead_of_labels}",
+                "Choose another measure",
+            )
+        between = self.objective.between_epochs
+        measure = between.measure if isinstance(between, HookSpec) else None
+        if measure in OF_LABELS and not self.data.has_labels:
+            raise refusal(
+                "objective.between_epochs.measure",
+                f"is {measure}, which reads labels, and the data's format has "
                 f"{self.data.instead_of_labels}",
                 "Choose another measure",
             )

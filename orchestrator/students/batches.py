@@ -19,4 +19,5 @@ def to_device(batch: NumpyBatch, device: torch.device, epoch: int = 0) -> Batch:
         tensor(batch.sample_index),
         epoch,
         None if batch.labelled is None else tensor(batch.labelled),
+        None if batch.weights is None else tensor(batch.weights),
     )

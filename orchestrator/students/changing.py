@@ -64,6 +64,12 @@ def changing_data(
     if not isinstance(between, MovedSpec):
         served = questions is not None and questions.source.pool is not None
         blendable = job.data.has_features and served
-        return Changing(between, data.train, blendable=blendable)
+        outside = [
+            name
+            for name, term in zip(job.objective.names, job.objective.terms, strict=True)
+            if not term.weighs_samples
+        ]
+        unweighable = outside[0] if outside else None
+        return Changing(between, data.train, blendable=blendable, unweighable=unweighable)
     assert questions is not None  # a term asks the role, as `ObjectiveSpec` demands
     return Moving(between, data.train, mover_of(job, engine, questions, data.train), rank, world)

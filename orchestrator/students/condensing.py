@@ -6,6 +6,7 @@ the same decision.
 
 import base64
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.data import SampleStore
-from orchestrator.data.membership import BlendedStore, Membership
+from orchestrator.data.membership import ChangedStore, Membership
 from orchestrator.errors import SpecError
 from strategies.contract import Batch, Outputs
 from strategies.measuring import measure
@@ -24,36 +25,50 @@ from strategies.specs.samples import CondenseSpec, HookSpec
 
 from .collective import gathered
 
-ENTROPY = ("student_entropy", None)
-
 
 class Changing:
     """The members of each epoch of one job. Collective where it says so."""
 
     def __init__(
-        self, spec: CondenseSpec | HookSpec, store: SampleStore, *, blendable: bool
+        self,
+        spec: CondenseSpec | HookSpec,
+        store: SampleStore,
+        *,
+        blendable: bool,
+        unweighable: str | None = None,
     ) -> None:
-        """`blendable`: samples are numbers, and somebody can answer about new ones."""
-        self._blendable = blendable
+        """
+        Args:
+            spec: which change.
+            store: the data.
+            blendable: samples are numbers, and somebody can answer about new ones.
+            unweighable: a term whose mean knows no weights; None: all do.
+        """
+        self._blendable, self._unweighable = blendable, unweighable
+        self._measured = (
+            "student_entropy" if isinstance(spec, CondenseSpec) else spec.measure,
+            None,
+        )
         self._spec, self._store, self._hook = spec, store, hook_of(spec)
         sizes = partial(size_after, spec, len(store)) if isinstance(spec, CondenseSpec) else None
         self.membership = Membership(len(store), sizes, stable=spec.every)
         self._book = Book.of(len(store))
         self._blends: dict[int, tuple[int, float]] = {}
+        self._weights: dict[int, float] = {}
         self._history: list[tuple[int, np.ndarray]] = []
 
     @property
     def store(self) -> SampleStore:
         """The samples as they are now."""
-        if not self._blends:
+        if not self._blends and not self._weights:
             return self._store
-        return BlendedStore.over(self._store, self._blends)
+        return ChangedStore.over(self._store, self._blends, self._weights)
 
     @torch.no_grad()
     def watch(self, batch: Batch, outputs: Outputs) -> None:
         """Add what a micro-batch shows of its samples."""
         if batch.mask.any():
-            values = measure([ENTROPY], batch.kept_targets, {}, outputs)[ENTROPY]
+            values = measure([self._measured], batch.kept_targets, {}, outputs)[self._measured]
             self._book.add(values, batch)
 
     def epoch_over(self, epochs: int, device: torch.device) -> bool:
@@ -77,13 +92,17 @@ class Changing:
         self._apply(epochs, change.members)
         if change.blends is not None:
             self._blends = {mine: (b.other, b.share) for mine, b in change.blends.items()}
+        if change.weights is not None:
+            self._weights = {int(mine): float(w) for mine, w in change.weights.items()}
         self._book = Book.of(len(self._store))
         return True
 
     def _agree(self, change: Change, device: torch.device) -> None:
         """Every rank has come to the same decision, or every rank refuses. Collective."""
         blends = sorted((mine, b.other, b.share) for mine, b in (change.blends or {}).items())
-        said = hashlib.sha256(change.members.tobytes() + repr(blends).encode()).digest()
+        weights = sorted((int(mine), float(w)) for mine, w in (change.weights or {}).items())
+        rest = repr((blends, weights)).encode()
+        said = hashlib.sha256(change.members.tobytes() + rest).digest()
         mine = torch.frombuffer(bytearray(said), dtype=torch.uint8)[None].to(device)
         if (gathered(mine) != mine).any():
             raise SpecError(
@@ -118,6 +137,23 @@ class Changing:
                 "objective.between_epochs", "blends samples that are not there", "Correct the hook"
             )
 
+        self._check_weights(change.weights or {})
+
+    def _check_weights(self, weights: Mapping[int, float]) -> None:
+        if weights and self._unweighable is not None:
+            raise SpecError(
+                "objective.between_epochs",
+                f"weighs samples, and term {self._unweighable} does not count them so",
+                "Return no weights, or remove the term: those of a vocabulary or of classes can",
+            )
+        for mine, weight in weights.items():
+            if not 0 <= mine < len(self._store) or not 0 < weight < float("inf"):
+                raise SpecError(
+                    "objective.between_epochs",
+                    f"gives sample {mine} of {len(self._store)} a weight of {weight}",
+                    "Weigh samples of the data, above 0; what is to count nothing is no member",
+                )
+
     # --- checkpoints -----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
@@ -127,6 +163,7 @@ class Changing:
             "visits": text_of(self._book.visits),
             "history": [[epochs, text_of(members)] for epochs, members in self._history],
             "blends": [[mine, other, share] for mine, (other, share) in self._blends.items()],
+            "weights": list(self._weights.items()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -135,6 +172,7 @@ class Changing:
         for epochs, members in state["history"]:
             self._apply(int(epochs), array_of(members, np.int64))
         self._blends = {int(mine): (int(other), share) for mine, other, share in state["blends"]}
+        self._weights = {int(mine): weight for mine, weight in state["weights"]}
 
 
 def _summed(mine: Tensor, device: torch.device) -> Tensor:

@@ -95,7 +95,7 @@ class Stepper:
         known = [self._objective.known(micro.batch, micro.signals, micro.asked) for micro in micros]
         counts = self._global_counts(micros, known)
         scales = {
-            term: numbers[f"{term}.weight"] * self._engine.gradient_factor / max(count, 1.0)
+            term: numbers[f"{term}.weight"] * self._engine.gradient_factor / (count or 1.0)
             for term, count in counts.items()
         }
         totals: dict[str, float] = dict.fromkeys(counts, 0.0)
@@ -117,7 +117,7 @@ class Stepper:
             raise NonFiniteLoss(
                 at.step, f"gradient norm is {norm}; resume from the last checkpoint"
             )
-        losses = {term: shared.pop(f"total/{term}") / max(counts[term], 1.0) for term in counts}
+        losses = {term: shared.pop(f"total/{term}") / (counts[term] or 1.0) for term in counts}
         means = {term: loss for term, loss in losses.items() if counts[term] > 0}
         self.schedules = self._objective.observe(self.schedules, means, at)
         if self._owed is None:

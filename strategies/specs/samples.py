@@ -60,12 +60,16 @@ class CondenseSpec(Spec):
 class HookSpec(Spec):
     """`package.module:function` called between epochs with a `strategies.samples.Epoch`.
 
-    It returns a `strategies.samples.Change`.
+    It returns a `strategies.samples.Change`: the members, what is blended, what each counts.
     """
 
     kind: Literal["import"]
     every: PositiveInt = 1
     """Epochs."""
+    measure: Literal[
+        "student_entropy", "student_confidence", "student_margin", "student_doubt", "student_loss"
+    ] = "student_entropy"
+    """What is noted of each visit to a sample: the mean over its positions."""
     target: Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
     arguments: dict[str, Any] = {}
 

@@ -36,6 +36,9 @@ class TermBase(Spec):
     same_weights: ClassVar[bool] = False
     """Whether its role's weights must have the names and shapes of the student's."""
 
+    weighs_samples: ClassVar[bool] = False
+    """Whether samples can count more or less than others in its mean."""
+
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] | None = None
     """What metrics and schedules call the term; absent: its kind, numbered where it repeats."""
     weight: Annotated[Number, within(0.0, float("inf"))] = 1.0

@@ -25,6 +25,8 @@ from .term import DENSE, DENSE_OR_TOPK, PEER, ImportPath, LooksAt, TermBase
 class CrossEntropySpec(TermBase):
     """Next-token (or class) cross entropy against the data's own labels."""
 
+    weighs_samples: ClassVar[bool] = True
+
     kind: Literal["cross_entropy"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label's weight that is spread evenly over the vocabulary."""
@@ -38,6 +40,7 @@ class RoleTerm(TermBase):
     """Base of terms that compare the student with a served role."""
 
     encodings: ClassVar[tuple[str, ...]] = DENSE_OR_TOPK
+    weighs_samples: ClassVar[bool] = True
 
     role: str = "teacher"
     """The served role to learn from, or `student.NAME`, another member of the student."""

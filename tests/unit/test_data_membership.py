@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from orchestrator.data import Order, SampleStore
-from orchestrator.data.membership import BlendedStore, Membership, Undecided
+from orchestrator.data.membership import ChangedStore, Membership, Undecided
 from orchestrator.data.tokenise import Sample
 
 
@@ -49,7 +49,7 @@ def test_a_decision_opens_its_epochs() -> None:
 
 def test_a_blend_is_a_weighted_sum_of_two_samples_and_leaves_the_others() -> None:
     store = store_of(3)
-    blended = BlendedStore.over(store, {1: (2, 0.75)})
+    blended = ChangedStore.over(store, {1: (2, 0.75)}, {})
     assert blended.tokens(1).view(np.float32).tolist() == [2.5, 3.5]
     assert blended.tokens(0).tolist() == store.tokens(0).tolist()
     assert len(blended) == 3 and blended.id(2) == "2"
