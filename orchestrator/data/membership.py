@@ -80,10 +80,12 @@ class ChangedStore(SampleStore):
         """The same samples, changed."""
         return cls(**_fields(store), blends=dict(blends), weighed=dict(weights))
 
-    @cached_property
+    @property
     def weights(self) -> np.ndarray | None:
-        if not self.weighed:
-            return None
+        return self._weights if self.weighed else None
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
         found = np.ones(len(self), np.float32)
         found[list(self.weighed)] = list(self.weighed.values())
         return found
