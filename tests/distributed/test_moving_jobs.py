@@ -34,6 +34,8 @@ BERT = {
     "num_attention_heads": 2,
     "max_position_embeddings": 32,
     "num_labels": 2,
+    "hidden_dropout_prob": 0.0,  # what is dropped depends on the cut
+    "attention_probs_dropout_prob": 0.0,
 }
 
 
