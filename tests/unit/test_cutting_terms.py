@@ -39,7 +39,8 @@ TERMS: dict[str, dict[str, Any]] = {
         {"kind": "delta", "teacher_base": "second", "student_base": "third", "alpha": 0.5}]},
     "target towards_student": {**KL, "target": [{"kind": "towards_student", "share": 0.3}]},
     "target mix": {**KL, "target": [
-        {"kind": "mix", "roles": ["second", "fourth"], "weights": [1.0, 1.0, 1.0], "by": "entropy"}]},
+        {"kind": "mix", "roles": ["second", "fourth"], "weights": [1.0, 1.0, 1.0],
+         "by": "entropy"}]},
     "where right": {**KL, "where": "role_right"},
     "where wrong": {**KL, "where": "role_wrong"},
     **{
