@@ -14,7 +14,7 @@ from classifiers import BERT
 from pydantic import ValidationError
 from residents import gradients_of, loss_of, mlp, resident
 
-from orchestrator.data import TokenData, collation, prepare
+from orchestrator.data import NumpyBatch, TokenData, collation, prepare
 from orchestrator.errors import SpecError
 from orchestrator.models.load import load_model
 from orchestrator.planner.layer_maps import LayerMaps
@@ -208,12 +208,7 @@ def test_a_layer_of_another_form_is_refused(data: TokenData) -> None:
     role = resident(load_model(spec.roles["teacher"], seed=1))
     batch = residents.sentences(2)
     arrays = {name: x.numpy() for name, x in batch.inputs.items()}
-    laid = SimpleNamespace(
-        inputs=arrays,
-        targets=batch.targets.numpy(),
-        sample_index=batch.targets.numpy(),
-        labelled=None,
-    )
+    laid = NumpyBatch(arrays, batch.targets.numpy(), batch.targets.numpy())
     found: Any = SimpleNamespace(train=[0, 1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("orchestrator.students.residents.collation", lambda _: lambda *_: laid)
