@@ -114,6 +114,7 @@ def pair(
     features: int = 32,
     width: int = 16,
     assistant: int = 8,
+    depth: int = 1,
     activation: Activation = "relu",
 ) -> "Pair":
     """A student and the assistant that learns what it leaves; their features are added.
@@ -124,17 +125,18 @@ def pair(
         inputs: numbers of a sample.
         classes: V.
         features: numbers of the feature that both give, and the head reads.
-        width: of the student's hidden layer.
-        assistant: of the assistant's hidden layer; 0: there is none.
+        width: of the student's hidden layers.
+        assistant: of the assistant's hidden layers; 0: there is none.
+        depth: hidden layers of each.
         activation: after each hidden layer.
 
     Raises:
         ValueError: a size is not positive, or the activation is unknown.
     """
-    _check(activation, inputs=inputs, classes=classes, features=features, width=width)
+    _check(activation, inputs=inputs, classes=classes, features=features, width=width, depth=depth)
     if assistant < 0:
         raise ValueError(f"assistant is {assistant}; give its width, or 0 for none")
-    return Pair(inputs, classes, features, width, assistant, _ACTIVATIONS[activation])
+    return Pair(inputs, classes, features, width, assistant, depth, _ACTIVATIONS[activation])
 
 
 class Pair(nn.Module):
@@ -147,13 +149,14 @@ class Pair(nn.Module):
         features: int,
         width: int,
         assistant: int,
+        depth: int,
         activation: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
         self.num_labels = classes
         self._activation = activation
-        self.student = _two_layers(inputs, width, features)
-        self.assistant = _two_layers(inputs, assistant, features) if assistant else None
+        self.student = _layers(inputs, width, features, depth)
+        self.assistant = _layers(inputs, assistant, features, depth) if assistant else None
         self.own, self.together = nn.Identity(), nn.Identity()
         self.head = nn.Linear(features, classes)
 
@@ -165,12 +168,16 @@ class Pair(nn.Module):
         return self.head(self.together(x))
 
     def _features(self, layers: nn.ModuleList, features: Tensor) -> Tensor:
-        first, second = layers
-        return second(self._activation(first(features)))
+        *hidden, last = layers
+        for layer in hidden:
+            features = self._activation(layer(features))
+        return last(features)
 
 
-def _two_layers(inputs: int, width: int, outputs: int) -> nn.ModuleList:
-    return nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, outputs)])
+def _layers(inputs: int, width: int, outputs: int, depth: int = 1) -> nn.ModuleList:
+    """Linear layers, `depth` of them hidden ones of one width."""
+    sizes = [inputs, *[width] * depth, outputs]
+    return nn.ModuleList(map(nn.Linear, sizes[:-1], sizes[1:]))
 
 
 class Blocks(nn.Module):
@@ -189,7 +196,7 @@ class Blocks(nn.Module):
         self.num_labels = classes
         self._activation = activation
         sizes = [inputs] + [features] * (depth - 1)
-        self.blocks = nn.ModuleList(_two_layers(size, width, features) for size in sizes)
+        self.blocks = nn.ModuleList(_layers(size, width, features) for size in sizes)
         self.head = nn.Linear(features, classes)
         self.stages = _stages(depth - 1)
 
@@ -197,7 +204,7 @@ class Blocks(nn.Module):
         """[R, inputs] -> [R, V]."""
         x = features
         for block, stage in zip(self.blocks, self.stages, strict=True):
-            for layer in block:  # type: ignore[attr-defined]  # a ModuleList of two
+            for layer in block:  # type: ignore[attr-defined]  # a ModuleList
                 x = self._activation(layer(x))
             x = stage(x)
         return self.head(x)

@@ -78,6 +78,23 @@ def test_an_assistant_adds_to_the_students_features_and_to_nothing_else() -> Non
         pair(64, 10, assistant=-1)
 
 
+def test_a_pair_of_two_hidden_layers_has_the_parameters_of_its_budget() -> None:
+    torch.manual_seed(0)
+    sizes = {
+        widths: sum(p.numel() for p in pair(64, 10, 32, *widths, depth=2).parameters())
+        for widths in ((12, 0), (21, 0), (12, 8))
+    }
+    # One head each: 64 w + w + w w + w + 32 w + 32, and 330 of the head.
+    assert sizes == {(12, 0): 1682, (21, 0): 2861, (12, 8): 1682 + 880}
+    both = pair(64, 10, 32, 12, 8, depth=2)
+    x = torch.randn(3, 64)
+    wanted = sum(
+        last(torch.relu(second(torch.relu(first(x)))))
+        for first, second, last in (both.student, both.assistant)  # type: ignore[misc]
+    )
+    torch.testing.assert_close(both(features=x), both.head(wanted))
+
+
 def test_blocks_of_any_width_give_features_of_one_size() -> None:
     torch.manual_seed(0)
     seen: dict[tuple[int, str], torch.Tensor] = {}
