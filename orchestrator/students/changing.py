@@ -7,6 +7,7 @@ import torch
 
 from orchestrator.data import SampleStore, TokenData
 from orchestrator.data.membership import Membership
+from orchestrator.errors import CheckpointError
 from orchestrator.spec import JobSpec
 from strategies.contract import Batch, Outputs
 from strategies.specs import MovedSpec
@@ -73,3 +74,27 @@ def changing_data(
         return Changing(between, data.train, blendable=blendable, unweighable=unweighable)
     assert questions is not None  # a term asks the role, as `ObjectiveSpec` demands
     return Moving(between, data.train, mover_of(job, engine, questions, data.train), rank, world)
+
+
+def take_up(changing: ChangingData | None, state: dict[str, Any] | None, folder: str) -> None:
+    """Go on with data as a checkpoint knows them. Collective.
+
+    Args:
+        changing: of the job; None: its data stay as they are.
+        state: of the checkpoint; None: its job's data stayed as they were.
+        folder: where the checkpoint lies, for the error.
+
+    Raises:
+        CheckpointError: one of the two changes its data and the other does not, so that a step
+            would not mean the same samples.
+    """
+    if changing is None and state is None:
+        return
+    if changing is None or state is None:
+        theirs, ours = ("stayed", "change") if state is None else ("changed", "stay")
+        raise CheckpointError(
+            f"{folder}: the data of that run {theirs} between epochs, and those of this job {ours} "
+            "(objective.between_epochs); start from a run with the same, or from its export "
+            "(student.path)"
+        )
+    changing.restore(state)

@@ -87,7 +87,8 @@ class Checkpoints:
         run_id = run_folder.rstrip("/").rpartition("/")[2]
         return Checkpoints(run_folder, run_id, self._keep, self._rank, self._local_rank)
 
-    def _folder(self, step: int) -> str:
+    def folder(self, step: int) -> str:
+        """Where the checkpoint of a step is, or would be."""
         return f"{self._root}/step-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -107,7 +108,7 @@ class Checkpoints:
         seed: int,
     ) -> str:
         """Publish a checkpoint after `step` steps; its folder."""
-        folder = self._folder(step)
+        folder = self.folder(step)
         staging = self._staging(folder)
         save_engine(staging)
         (staging / f"rank-{self._rank}.json").write_text(
@@ -166,7 +167,7 @@ class Checkpoints:
     def _prune(self) -> None:
         old = self.steps()[: -self._keep]
         for step in [step for step in old if step != self.spared]:
-            folder = self._folder(step)
+            folder = self.folder(step)
             self._fs.rm_file(f"{folder}/{MANIFEST}")  # first: without it the folder is nothing
             self._fs.rm(folder, recursive=True)
 
@@ -187,7 +188,7 @@ class Checkpoints:
         Raises:
             CheckpointError: there is none, or as `latest`.
         """
-        folder, steps = self._folder(step), self.steps()
+        folder, steps = self.folder(step), self.steps()
         if step not in steps:
             known = ", ".join(map(str, steps)) or "none"
             raise CheckpointError(
@@ -219,7 +220,7 @@ class Checkpoints:
 
     def read(self, step: int, load_engine: Callable[[Path], None]) -> dict[str, Any]:
         """Restore the engine and random state; the state given to `write` by this rank."""
-        folder = self._folder(step)
+        folder = self.folder(step)
         local = Path(folder)
         if not self._local:
             local = self._scratch() / "read"

@@ -31,7 +31,7 @@ from strategies.progress import Progress
 
 from .asked import Asker
 from .best import Best, better
-from .changing import changing_data
+from .changing import changing_data, take_up
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
 from .diagnostics import Site, check_diagnostics, diagnose, end_token
@@ -468,8 +468,7 @@ class Run:
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
         if self.questions is not None and (asked := state.get("asked")) is not None:
             self.questions.source.counts = SourceCounts(**asked)
-        if self.changing is not None:
-            self.changing.restore(state["changing"])
+        take_up(self.changing, state["changing"], source.folder(manifest.step))
         if source is self.checkpoints and (best := state.get("best")) is not None:
             self.best = Best(**best)
             self.checkpoints.spared = self.best.step

@@ -9,8 +9,9 @@ import torch
 
 from orchestrator.data import SampleStore, collate
 from orchestrator.data.tokenise import Sample
-from orchestrator.errors import SpecError
+from orchestrator.errors import CheckpointError, SpecError
 from orchestrator.students import condensing
+from orchestrator.students.changing import take_up
 from orchestrator.students.condensing import Changing
 from strategies.contract import Batch, DenseSignal, Outputs
 from strategies.objective import build_objective
@@ -49,6 +50,19 @@ def test_members_of_any_whole_type_come_back_as_they_were() -> None:
     again = changing(Change(np.array([0])))
     again.restore(first.state())
     assert again.membership.members(1).tolist() == [1, 2, 5]
+
+
+def test_a_checkpoint_is_taken_up_only_where_both_jobs_change_their_data_or_neither() -> None:
+    first = changing(Change(np.array([1, 2, 5])))
+    first.epoch_over(1, CPU)
+    again = changing(Change(np.array([0])))
+    take_up(again, first.state(), "at")
+    assert again.membership.members(1).tolist() == [1, 2, 5]
+    take_up(None, None, "at")
+    with pytest.raises(CheckpointError, match=r"that run stayed .* this job change \(objective"):
+        take_up(again, None, "at")
+    with pytest.raises(CheckpointError, match=r"that run changed .* this job stay \(objective"):
+        take_up(None, first.state(), "at")
 
 
 @pytest.mark.parametrize("members", [[], [2, 1], [1, 1], [-1, 2], [3, 6]])
