@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .forward import (
+    CannotMove,
     backbone,
     classify,
     embedding_of,
@@ -118,7 +119,7 @@ def differentiable(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
             if not total.requires_grad:
                 return False
             (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        except (RuntimeError, ValueError):  # no backward, none that is deterministic, or no place
+        except (RuntimeError, CannotMove):  # no backward, none that is deterministic, or no place
             return False
     return found is not None
 

@@ -147,7 +147,7 @@ def classify_all(
 
     Raises:
         TypeError: the module returned something else.
-        ValueError: embeddings are to be moved, and what embeds tokens is not told rightly.
+        CannotMove: embeddings are to be moved, and what embeds tokens is not told rightly.
     """
     dtype = next(module.parameters()).dtype
     given = {name: x.to(dtype) if x.is_floating_point() else x for name, x in inputs.items()}
@@ -168,6 +168,10 @@ def classify_all(
     return logits, named
 
 
+class CannotMove(ValueError):
+    """A model's embedded tokens cannot be moved: where they are is not known."""
+
+
 @contextmanager
 def _offset(module: nn.Module, offset: Tensor | None) -> Iterator[None]:
     """Inside, a forward adds something to each embedded token."""
@@ -176,14 +180,14 @@ def _offset(module: nn.Module, offset: Tensor | None) -> Iterator[None]:
         return
     embedding, times = embedding_of(module), 0
     if embedding is None:
-        raise ValueError(f"{type(module).__name__} does not tell what embeds its tokens")
+        raise CannotMove(f"{type(module).__name__} does not tell what embeds its tokens")
 
     def add(_module: nn.Module, _inputs: Any, embedded: Tensor) -> Tensor:
         nonlocal times
         times += 1
         if embedded.shape != offset.shape:
             shapes = f"{list(embedded.shape)}, not {list(offset.shape)}"
-            raise ValueError(f"what embeds the tokens of {type(module).__name__} gives {shapes}")
+            raise CannotMove(f"what embeds the tokens of {type(module).__name__} gives {shapes}")
         return embedded + offset
 
     handle = embedding.register_forward_hook(add)
@@ -192,7 +196,7 @@ def _offset(module: nn.Module, offset: Tensor | None) -> Iterator[None]:
     finally:
         handle.remove()
     if times != 1:  # of some families the table that is told is not the one that is read
-        raise ValueError(
+        raise CannotMove(
             f"what {type(module).__name__} tells to embed its tokens ran {times} times in a "
             "forward, and not once"
         )

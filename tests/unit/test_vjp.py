@@ -214,6 +214,15 @@ def test_a_model_whose_forward_leaves_torch_is_found_out() -> None:
     assert not differentiable(Opaque(), {"users": torch.zeros(2, dtype=torch.int64)})
 
 
+def test_what_a_model_says_of_its_inputs_is_not_taken_for_a_forward_without_gradient() -> None:
+    class Particular(Opaque):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            raise ValueError(f"{len(features)} rows are not what I take")
+
+    with pytest.raises(ValueError, match="2 rows are not what I take"):
+        differentiable(Particular(), {"features": torch.randn(2, 64)})
+
+
 def test_a_causal_role_is_refused() -> None:
     spec = RoleSpec.model_validate({"architecture": tiny.architecture(),
                                     "tokenizer": str(tiny.TOKENIZER)})  # fmt: skip
