@@ -40,7 +40,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 THREE_ROLES = ("delta_kd", "dynamic_adoption", "multi_teacher")
 ALONE = ("sequence_kd", TEACHER)
 AS_WIDE = (TEACHER, "fsp", "modified_gradient")
-"""Recipes whose student has the teacher's architecture: flow matrices and gradients of one shape."""
+"""Recipes whose student has the teacher's shapes: flow matrices, gradients of parameters."""
 ORDER = (
     *ALONE,
     *(kind for kind in KINDS if kind not in (*ALONE, *THREE_ROLES, "universal")),
