@@ -6,4 +6,5 @@ from pydantic import BaseModel, ConfigDict
 class Spec(BaseModel):
     """Frozen, and unknown keys are errors: a typo must not become a default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built on first use: processes that only pass specs on never pay for it.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
