@@ -103,6 +103,9 @@ def differentiable(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
     Args:
         module: the classifier.
         inputs: as `forward.classify` takes them, of features or of texts that have not moved.
+
+    Raises:
+        ValueError: the module's own, of inputs that it does not take.
     """
     embedding = embedding_of(module)
     if "attention_mask" in inputs and embedding is not None:
@@ -119,7 +122,7 @@ def differentiable(module: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
             if not total.requires_grad:
                 return False
             (found,) = torch.autograd.grad(total, leaf, allow_unused=True)
-        except (RuntimeError, CannotMove):  # no backward, none that is deterministic, or no place
+        except (RuntimeError, CannotMove):  # no backward, none that is deterministic, no place
             return False
     return found is not None
 

@@ -159,8 +159,8 @@ class CheckpointSpec(Spec):
 class StartSpec(Spec):
     """A checkpoint of another run: its weights, optimiser, place in the data and random state.
 
-    The job must have that run's student, data, seed, batch, workers and ZeRO stage; what it learns
-    and how fast may be another.
+    The job must have that run's student, data and what changes them between epochs, seed, batch,
+    workers and ZeRO stage; what it learns and how fast may be another.
     """
 
     run: Annotated[str, Field(min_length=1)]

@@ -1,5 +1,6 @@
 """Data that change between epochs, whichever way: what the training loop sees of them."""
 
+import json
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -76,25 +77,37 @@ def changing_data(
     return Moving(between, data.train, mover_of(job, engine, questions, data.train), rank, world)
 
 
-def take_up(changing: ChangingData | None, state: dict[str, Any] | None, folder: str) -> None:
+def kept(changing: ChangingData | None, job: JobSpec) -> dict[str, Any] | None:
+    """What a checkpoint of this rank knows of the data, as JSON; None: they do not change."""
+    return None if changing is None else {"by": _by(job), "state": changing.state()}
+
+
+def take_up(
+    changing: ChangingData | None, job: JobSpec, known: dict[str, Any] | None, folder: str
+) -> None:
     """Go on with data as a checkpoint knows them. Collective.
 
     Args:
         changing: of the job; None: its data stay as they are.
-        state: of the checkpoint; None: its job's data stayed as they were.
+        job: the job.
+        known: what `kept` said for the checkpoint.
         folder: where the checkpoint lies, for the error.
 
     Raises:
-        CheckpointError: one of the two changes its data and the other does not, so that a step
-            would not mean the same samples.
+        CheckpointError: that run's data change in another way, so that a step would not mean the
+            same samples.
     """
-    if changing is None and state is None:
-        return
-    if changing is None or state is None:
-        theirs, ours = ("stayed", "change") if state is None else ("changed", "stay")
+    theirs, ours = None if known is None else known["by"], _by(job)
+    if theirs != ours:
         raise CheckpointError(
-            f"{folder}: the data of that run {theirs} between epochs, and those of this job {ours} "
-            "(objective.between_epochs); start from a run with the same, or from its export "
+            f"{folder}: objective.between_epochs of that run is {json.dumps(theirs)}, and of this "
+            f"job {json.dumps(ours)}; start from a run with the same, or from its export "
             "(student.path)"
         )
-    changing.restore(state)
+    if changing is not None and known is not None:
+        changing.restore(known["state"])
+
+
+def _by(job: JobSpec) -> dict[str, Any] | None:
+    between = job.objective.between_epochs
+    return None if between is None else between.model_dump(mode="json")

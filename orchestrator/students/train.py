@@ -31,7 +31,7 @@ from strategies.progress import Progress
 
 from .asked import Asker
 from .best import Best, better
-from .changing import changing_data, take_up
+from .changing import changing_data, kept, take_up
 from .checkpoint import Checkpoints
 from .collective import sum_over_ranks
 from .diagnostics import Site, check_diagnostics, diagnose, end_token
@@ -430,7 +430,7 @@ class Run:
                 "loop_s": self.loop_s,
                 "wait_s": self.wait_s,
                 "schedules": self.stepper.schedules,
-                "changing": None if self.changing is None else self.changing.state(),
+                "changing": kept(self.changing, self.spec),
                 "best": None if self.best is None else asdict(self.best),
                 "asked": None if self.questions is None else asdict(self.questions.source.counts),
             },
@@ -468,7 +468,7 @@ class Run:
         self.tokens, self.loop_s, self.wait_s = state["tokens"], state["loop_s"], state["wait_s"]
         if self.questions is not None and (asked := state.get("asked")) is not None:
             self.questions.source.counts = SourceCounts(**asked)
-        take_up(self.changing, state["changing"], source.folder(manifest.step))
+        take_up(self.changing, self.spec, state["changing"], source.folder(manifest.step))
         if source is self.checkpoints and (best := state.get("best")) is not None:
             self.best = Best(**best)
             self.checkpoints.spared = self.best.step

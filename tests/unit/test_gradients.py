@@ -6,6 +6,7 @@ from typing import Any
 import digits
 import numpy as np
 import pytest
+import tiny
 import torch
 from classifiers import BERT, answered, engine_of, features, request
 from pydantic import ValidationError
@@ -286,3 +287,21 @@ def test_a_student_that_cannot_be_differentiated_twice_is_refused(
     raw["training"] |= change["training"]
     with pytest.raises(ValidationError, match=message):
         JobSpec.model_validate(raw)
+
+
+def test_a_text_student_whose_attention_has_no_second_derivative_is_told_which_has() -> None:
+    bert = {"architecture": BERT, "tokenizer": str(tiny.TOKENIZER), "task": "classifier"}
+    raw = digits.raw_job(
+        student=bert,
+        roles={"teacher": bert},
+        data={
+            "sources": [
+                {"kind": "import", "target": "os:getcwd", "format": {"kind": "labelled_text"}}
+            ]
+        },
+        objective={"recipe": {"kind": "gradient_kd"}},
+    )
+    told = r"student\.attention: is sdpa, which has no second derivative.*Set it to eager"
+    with pytest.raises(ValidationError, match=told):
+        JobSpec.model_validate(raw)
+    JobSpec.model_validate({**raw, "student": {**bert, "attention": "eager"}})

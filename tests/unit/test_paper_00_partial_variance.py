@@ -105,12 +105,17 @@ def _over_plain(gap: float, share: float) -> float:
     return _error_at_rest(gap, share) / _error_at_rest(0.0, 0.0)
 
 
-@pytest.mark.parametrize("share", [0.4, 0.9])
+@pytest.mark.parametrize("share", [0.2, 0.4, 0.6, 0.8, 0.9, 1.0])
 def test_an_optimal_role_leaves_the_square_of_what_is_not_its_share(share: float) -> None:
-    assert _over_plain(0.0, share) == pytest.approx((1 - share) ** 2, rel=1e-6)
+    assert _over_plain(0.0, share) == pytest.approx((1 - share) ** 2, rel=1e-6, abs=1e-12)
 
 
 def test_a_good_role_helps_most_near_its_lam0_and_a_mediocre_or_bad_one_soon_hurts() -> None:
-    assert 0.1 < _over_plain(0.02, 0.8) < 0.4
-    assert 0.7 < _over_plain(0.43, 0.2) < 1.0 and _over_plain(0.43, 1.0) > 4
-    assert _over_plain(13.0, 0.2) > 4
+    shares = (0.2, 0.4, 0.6, 0.8, 1.0)
+    good, mediocre, bad = (
+        [_over_plain(gap, share) for share in shares] for gap in (0.02, 0.43, 13.0)
+    )
+    assert min(good) == good[shares.index(0.8)] == pytest.approx(0.2, abs=0.02)
+    assert mediocre == sorted(mediocre) and mediocre[0] == pytest.approx(0.86, abs=0.02)
+    assert mediocre[1] > 1 and mediocre[-1] > 4
+    assert all(each > 4 for each in bad)

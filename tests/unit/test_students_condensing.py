@@ -1,6 +1,7 @@
 """Data that change between epochs: what a hook says is checked, agreed upon and kept."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from orchestrator.data import SampleStore, collate
 from orchestrator.data.tokenise import Sample
 from orchestrator.errors import CheckpointError, SpecError
 from orchestrator.students import condensing
-from orchestrator.students.changing import take_up
+from orchestrator.students.changing import kept, take_up
 from orchestrator.students.condensing import Changing
 from strategies.contract import Batch, DenseSignal, Outputs
 from strategies.objective import build_objective
@@ -52,17 +53,31 @@ def test_members_of_any_whole_type_come_back_as_they_were() -> None:
     assert again.membership.members(1).tolist() == [1, 2, 5]
 
 
-def test_a_checkpoint_is_taken_up_only_where_both_jobs_change_their_data_or_neither() -> None:
+def job_that(between: dict[str, Any] | None) -> Any:
+    objective = ObjectiveSpec.model_validate(
+        {"terms": [{"kind": "cross_entropy"}], "between_epochs": between}
+    )
+    return SimpleNamespace(objective=objective)
+
+
+def test_a_checkpoint_is_taken_up_only_where_data_change_in_the_same_way() -> None:
+    hook = {"kind": "import", "target": "os:getcwd", "every": 2}
     first = changing(Change(np.array([1, 2, 5])))
     first.epoch_over(1, CPU)
     again = changing(Change(np.array([0])))
-    take_up(again, first.state(), "at")
+    known = json.loads(json.dumps(kept(first, job_that(hook))))
+    take_up(again, job_that(hook), known, "at")
     assert again.membership.members(1).tolist() == [1, 2, 5]
-    take_up(None, None, "at")
-    with pytest.raises(CheckpointError, match=r"that run stayed .* this job change \(objective"):
-        take_up(again, None, "at")
-    with pytest.raises(CheckpointError, match=r"that run changed .* this job stay \(objective"):
-        take_up(None, first.state(), "at")
+    take_up(None, job_that(None), kept(None, job_that(None)), "at")
+    for other in (
+        None,
+        {**hook, "every": 1},
+        {"kind": "condense", "every": 1, "keep": 0.5, "stages": 1},
+    ):
+        with pytest.raises(CheckpointError, match=r"objective\.between_epochs of that run is \{"):
+            take_up(again, job_that(other), known, "at")
+    with pytest.raises(CheckpointError, match=r"of that run is null, and of this job \{"):
+        take_up(again, job_that(hook), None, "at")
 
 
 @pytest.mark.parametrize("members", [[], [2, 1], [1, 1], [-1, 2], [3, 6]])
