@@ -121,13 +121,18 @@ def _run_from(
 ) -> RunResult:
     from orchestrator.session import Session
 
+    done: list[dict[str, Any]] = []
     with Session(jobs[first:], on_event) as session:
-        return RunResult(
-            [
-                run_in(session, jobs, index, run_ids, on_event, resume_first and index == first)
-                for index in range(first, len(jobs))
-            ]
-        )
+        for index in range(first, len(jobs)):
+            if session.asked_to_stop:
+                last = RunFolder.at(jobs[index - 1].storage, run_ids[index - 1]).uri
+                raise Interrupted(
+                    f"job {jobs[index - 1].name!r} was over before it could stop; "
+                    f"stillhouse resume {last} goes on with {jobs[index].name!r}"
+                )
+            resumed = resume_first and index == first
+            done.append(run_in(session, jobs, index, run_ids, on_event, resumed))
+    return RunResult(done)
 
 
 def new_run_id(name: str) -> str:

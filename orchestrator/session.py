@@ -83,6 +83,7 @@ class Session:
         self._group: Group | None = None
         self._began = time.monotonic()
         self._started_ray = False
+        self.asked_to_stop = False  # by Ctrl-C, whether or not the job heard of it in time
         self.seconds: dict[str, float] = {}
 
     def __enter__(self) -> "Session":
@@ -338,6 +339,7 @@ class Session:
                     track(item)
                     self._on_event(item)
             except KeyboardInterrupt:
+                self.asked_to_stop = True
                 self._on_event(Warned(student.spec.name, "stopping after this step"))
                 group.request_stop()
                 stream = group.watch()
