@@ -23,7 +23,7 @@ from orchestrator.spec import JobSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS, STOP = 300, 20
+STEPS, STOP = 120, 10
 STAGES = ("first", "second", "head")
 PAIR = {"inputs": 64, "classes": 10, "features": 24, "width": 12, "assistant": 8, "depth": 2}
 
@@ -39,7 +39,7 @@ def _job(root: Path, name: str, workers: int, student: dict[str, Any], **changes
         "micro_batch": 32 // workers,
         "resources": {"cpus": 0.5 / workers},
         "optimizer": {"lr": 1e-3},
-        "checkpoint": {"every_steps": 100},
+        "checkpoint": {"every_steps": 40},
     }
     role = {"job": "teacher", "task": "classifier", "resources": {"cpus": 0.25}}
     rest = {"data": data, "training": training, "storage": str(root / "runs")}
