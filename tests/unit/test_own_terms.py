@@ -32,6 +32,10 @@ def _shown(language: str, which: int = 0, page: Path = GUIDE) -> str:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)[which]
 
 
+def test_contributing_shows_the_whole_of_a_term_on_layers() -> None:
+    assert _shown("python", 1) in (GUIDE.parents[2] / "CONTRIBUTING.md").read_text()
+
+
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that can be imported from, with the guide's module."""
