@@ -16,7 +16,7 @@ from orchestrator.spec.load import resolved_yaml
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 USERS, ITEMS, EPOCHS = 30, 20, 3
-TERMS = {"terms": [{"kind": "bpr"}, {"kind": "stratified_pairs", "strata": 2, "pairs": 6}]}
+OBJECTIVE = {"recipe": {"kind": "unkd", "strata": 2, "pairs": 6}}
 
 
 @dataclass
@@ -56,7 +56,7 @@ def jobs(root: Path) -> list[dict[str, Any]]:
     teacher = {"job": "teacher", "task": "classifier", **resources}
     student = {
         "roles": {"teacher": teacher},
-        "objective": TERMS,
+        "objective": OBJECTIVE,
         "evaluation": {"rows": None, "diagnostics": [{**lists, "role": "teacher"}]},
     }
     cut = {**training, "workers": 2, "micro_batch": 2, "zero": 3}
