@@ -163,3 +163,17 @@ def test_two_ranks_and_another_cut_learn_the_same(house: House) -> None:
     cut |= {"checkpoint": {"every_steps": 12}, "zero": 2}
     house.play(house.student_job("cut", training=cut))
     assert house.losses("forward_kl") == pytest.approx(whole, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_blends_are_new_samples_and_no_more_than_without_them(house: House) -> None:
+    found = {}
+    for name, fields in (("dropped", {}), ("blended", {"mix": 0.5})):
+        recipe = {"kind": "condensation", "every": 1, "stages": 1, "keep": 0.5, **fields}
+        found[name] = house.play(house.student_job(name, objective={"recipe": recipe}))
+    dropped, blended = found["dropped"], found["blended"]
+    assert blended["tokens"] == dropped["tokens"] == 1430 + 2 * 715
+    # All 715 that are left are mixed with one that was dropped, but for the first, of which
+    # nothing is taken; what the teacher says of a blend nobody has heard.
+    assert blended["cache"]["misses"] - dropped["cache"]["misses"] == 714
+    assert blended["weights_sha256"] != dropped["weights_sha256"]
