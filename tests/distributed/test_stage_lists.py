@@ -23,23 +23,32 @@ from orchestrator.spec import JobSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS, STOP = 120, 10
+STEPS, STOP, FEW = 120, 10, 12
+"""Steps of a stage; where it is stopped, early enough to hear of it; of one on two ranks."""
 STAGES = ("first", "second", "head")
 PAIR = {"inputs": 64, "classes": 10, "features": 24, "width": 12, "assistant": 8, "depth": 2}
 
 
-def _job(root: Path, name: str, workers: int, student: dict[str, Any], **changes: Any) -> JobSpec:
+def _job(
+    root: Path,
+    name: str,
+    student: dict[str, Any],
+    *,
+    workers: int = 1,
+    steps: int = STEPS,
+    **changes: Any,
+) -> JobSpec:
     data = digits.data(limit=400)
     data["sources"][0]["format"]["shape"] = [64]
     training = {
-        "steps": STEPS,
+        "steps": steps,
         "workers": workers,
         "zero": 2 if workers > 1 else 0,
         "global_batch": 32,
         "micro_batch": 32 // workers,
         "resources": {"cpus": 0.5 / workers},
         "optimizer": {"lr": 1e-3},
-        "checkpoint": {"every_steps": 40},
+        "checkpoint": {"every_steps": min(40, steps)},
     }
     role = {"job": "teacher", "task": "classifier", "resources": {"cpus": 0.25}}
     rest = {"data": data, "training": training, "storage": str(root / "runs")}
@@ -53,15 +62,15 @@ def _learns(ours: str, theirs: str, **more: Any) -> dict[str, Any]:
     return {"objective": {"terms": [{"kind": "hidden_states", "layers": layers, **more}]}}
 
 
-def stages(root: Path, workers: int = 1) -> list[JobSpec]:
+def stages(root: Path, **all_have: int) -> list[JobSpec]:
     """A teacher, and a student in three stages, two of which learn features with projectors."""
 
     def stage(name: str, student: dict[str, Any], part: str, **changes: Any) -> JobSpec:
-        return _job(root, name, workers, {**student, "trainable": [part]}, **changes)
+        return _job(root, name, {**student, "trainable": [part]}, **all_have, **changes)
 
     linear = {"projector": "linear"}
     return [
-        _job(root, "teacher", workers, digits.student(width=24, depth=1)),
+        _job(root, "teacher", digits.student(width=24, depth=1), **all_have),
         stage("first", digits.student(width=16, depth=1), "first",
               **_learns("stages.0", "stages.0", **linear)),
         stage("second", {"job": "first"}, "blocks.0", **_learns("stages.1", "stages.1", **linear)),
@@ -144,11 +153,12 @@ def test_a_list_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert again < STEPS  # went on where it was, and not from its beginning
 
 
-def test_two_ranks_learn_in_stages_what_one_does(whole: Played, tmp_path: Path) -> None:
-    beside = _whole(tmp_path, stages(tmp_path, workers=2))
+def test_two_ranks_learn_in_stages_what_one_does(tmp_path: Path) -> None:
+    alone = _whole(tmp_path / "one", stages(tmp_path / "one", steps=FEW))
+    beside = _whole(tmp_path / "two", stages(tmp_path / "two", steps=FEW, workers=2))
     before: dict[str, Tensor] | None = None
     for name, part in zip(STAGES, ("first", "blocks.0", "head"), strict=True):
-        ours, theirs = beside.weights(name), whole.weights(name)
+        ours, theirs = beside.weights(name), alone.weights(name)
         if before is not None:
             changed = {key for key in ours if not ours[key].equal(before[key])}
             assert changed == {f"{part}.weight", f"{part}.bias"}
@@ -161,11 +171,11 @@ def test_two_ranks_learn_in_stages_what_one_does(whole: Played, tmp_path: Path) 
 
 def test_an_assistant_learns_what_a_student_leaves_and_is_exported_with_it(tmp_path: Path) -> None:
     net = {"import": "orchestrator.models.reference:pair", "arguments": PAIR}
-    role = _job(tmp_path, "teacher", 1, digits.student(width=24, depth=1))
-    own = _job(tmp_path, "own", 1, {**net, "trainable": ["student"]}, **_learns("own", "stages.1"))
-    added = _job(tmp_path, "added", 1, {"job": "own", "trainable": ["assistant"]},
+    role = _job(tmp_path, "teacher", digits.student(width=24, depth=1))
+    own = _job(tmp_path, "own", {**net, "trainable": ["student"]}, **_learns("own", "stages.1"))
+    added = _job(tmp_path, "added", {"job": "own", "trainable": ["assistant"]},
                  **_learns("together", "stages.1"))  # fmt: skip
-    head = _job(tmp_path, "last", 1, {"job": "added", "trainable": ["head"]})
+    head = _job(tmp_path, "last", {"job": "added", "trainable": ["head"]})
     played = _whole(tmp_path, [role, own, added, head])
     first, second, last = (played.weights(name) for name in ("own", "added", "last"))
     changed = {key.split(".")[0] for key in first if not first[key].equal(second[key])}
