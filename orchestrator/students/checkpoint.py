@@ -23,7 +23,7 @@ import torch
 
 from orchestrator.errors import CheckpointError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 

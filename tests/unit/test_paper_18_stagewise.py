@@ -1,5 +1,7 @@
-"""Shu et al., arXiv:1911.06786, and Gao et al., arXiv:1812.01819: what a stage of features learns
-from. Jobs of stages: tests/distributed/test_stages.py and test_stage_lists.py."""
+"""Kulkarni et al., arXiv:1911.06786, and Gao et al., arXiv:1812.01819: what a stage learns from.
+
+Jobs of stages: tests/distributed/test_stages.py and test_stage_lists.py.
+"""
 
 import copy
 from dataclasses import replace

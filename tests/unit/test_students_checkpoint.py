@@ -153,7 +153,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     manifest = Path(_write(_at(str(tmp_path)), 10), MANIFEST)
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "format": 99}))
-    with pytest.raises(CheckpointError, match="format 99, this version reads 2"):
+    with pytest.raises(CheckpointError, match="format 99, this version reads 3"):
         _at(str(tmp_path)).latest(**JOB)
 
 
