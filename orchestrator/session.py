@@ -24,7 +24,7 @@ from orchestrator.errors import Interrupted, SpecError
 from orchestrator.evaluation.graph import Graph, graph_of
 from orchestrator.evaluation.report import write_report
 from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, StepDone, Warned
-from orchestrator.generation import Shelf, Task, open_shelf, progress, task_of, written
+from orchestrator.generation import Shelf, Task, as_read, open_shelf, progress, task_of, written
 from orchestrator.models.exported import Export, may_import
 from orchestrator.models.tokenizer import tokenizer_folder
 from orchestrator.planner.capacity import Inventory, Node, check_roles_fit, plan
@@ -42,7 +42,7 @@ from orchestrator.pool.stock import (
 from orchestrator.run_folder import RunFolder
 from orchestrator.signals.cache.folder import DEFAULT_PATH
 from orchestrator.spec import JobSpec
-from orchestrator.spec.data import GeneratedSource, JsonlSource, Source
+from orchestrator.spec.data import GeneratedSource, Source
 from orchestrator.spec.diagnostics import GradientNormSpec, ObjectiveLossSpec
 from orchestrator.spec.job import NoPool, StandingPool
 from orchestrator.spec.models import ModelSpec, RoleSpec, StudentSpec
@@ -301,8 +301,7 @@ class Session:
                 shelf = open_shelf(task, field, root, self._make_room)
                 if not shelf.complete:
                     self._write(job, task, shelf)
-                path = str(shelf.texts)
-                sources.append(JsonlSource(kind="jsonl", path=path, format=source.format))
+                sources.append(as_read(source, shelf))
             else:
                 sources.append(source)
         data = job.data.model_copy(update={"sources": sources})

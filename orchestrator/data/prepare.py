@@ -166,11 +166,12 @@ def _write(
     read: Digest,
 ) -> Counts:
     counts, digest, ids = Counts(), Digest(spec, tokenizer), set[str]()
+    shares = spec.held_out_shares
     documents = digest.through(read_documents(spec))
     encoded = encoded_documents(documents, spec.formats, tokenizer, tokenizer_folder, spec.workers)
     with StoreWriter(folder / "train") as train, StoreWriter(folder / "held_out") as held_out:
         for document, tokens in encoded:
-            apart = not spec.ranks_items and is_held_out(document.id, spec.held_out)
+            apart = not spec.ranks_items and is_held_out(document.id, shares[document.source])
             samples = _samples(document, tokens, spec)
             counts.documents += 1
             counts.held_out_documents += apart
@@ -274,14 +275,14 @@ def _check(data: TokenData, spec: DataSpec) -> None:
         raise SpecError(
             "data",
             f"nothing is left to train on: no sample has a token or class to learn ({account})",
-            "Add longer documents, lower data.held_out, raise data.context or "
+            "Add longer documents, lower held_out of data or sources, raise data.context or "
             "data.corrupt.fraction, or check the format",
         )
-    if spec.held_out > 0 and not len(data.held_out):
+    if any(spec.held_out_shares) and not len(data.held_out):
         warnings.warn(
-            f"data.held_out is {spec.held_out:g}, but the rule chose none of {counts.documents} "
-            "documents with anything to learn: nothing will be measured on unseen data. Add "
-            "documents or raise data.held_out",
+            f"held_out is {max(spec.held_out_shares):g}, but the rule chose none of "
+            f"{counts.documents} documents with anything to learn: nothing will be measured on "
+            "unseen data. Add documents, raise held_out or raise data.max_documents",
             HeldOutEmpty,
             stacklevel=3,
         )

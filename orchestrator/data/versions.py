@@ -42,6 +42,7 @@ class Digest:
             "chat": asdict(required_chat(tokenizer)) if tokenizer is not None and chat else None,
         }
         self._formats = [format.kind for format in spec.formats]
+        self._apart = [source.held_out for source in spec.sources]
         self._ranks_items = spec.ranks_items
         self._hash = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
         self.classes = len(getattr(spec.formats[0], "classes", None) or ())
@@ -53,6 +54,8 @@ class Digest:
             features = _bytes_of(content) if isinstance(content, np.ndarray) else b""
             entry = [document.id, self._formats[document.source], document.label]
             entry.append(len(features) if features else content)
+            if self._apart[document.source] is not None:
+                entry.append(self._apart[document.source])
             self._hash.update(json.dumps(entry, sort_keys=True, default=str).encode() + b"\n")
             self._hash.update(features)
             self.classes = max(self.classes, self._classes_of(document))

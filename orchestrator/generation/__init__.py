@@ -7,7 +7,7 @@ job wants written.
 
 from .records import Task, Written
 from .shelf import Shelf
-from .source import open_shelf, progress, task_of
+from .source import as_read, open_shelf, progress, task_of
 from .writing import written
 
-__all__ = ["Shelf", "Task", "Written", "open_shelf", "progress", "task_of", "written"]
+__all__ = ["Shelf", "Task", "Written", "as_read", "open_shelf", "progress", "task_of", "written"]

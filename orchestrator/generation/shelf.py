@@ -21,6 +21,7 @@ PART_TEXTS = 32
 LAYOUT = "1"
 """Raised whenever the same source would become other texts."""
 TEXTS = "texts.jsonl"
+_NOT_OF_TEXTS = {"kind", "role", "prompts", "format", "held_out"}
 
 
 def shelf_key(
@@ -35,7 +36,7 @@ def shelf_key(
         prompts: the beginnings.
         alone: whether each text is written alone.
     """
-    numbers = source.model_dump(mode="json", exclude={"kind", "role", "prompts", "format"})
+    numbers = source.model_dump(mode="json", exclude=_NOT_OF_TEXTS)
     described: list[Any] = [LAYOUT, role, tokenizer, numbers, list(prompts), alone]
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -8,7 +8,7 @@ from orchestrator.errors import SpecError
 from orchestrator.models.source import source_digest
 from orchestrator.models.tokenizer import own_tokenizer, tokenizer_fingerprint
 from orchestrator.spec import JobSpec
-from orchestrator.spec.data import GeneratedSource, PlainText, format_of
+from orchestrator.spec.data import GeneratedSource, JsonlSource, PlainText, format_of
 
 from .records import Task, Written
 from .shelf import Shelf, shelf_key
@@ -53,6 +53,13 @@ def open_shelf(task: Task, field: str, root: Path, before_loading: Callable[[], 
         alone=task.deterministic,
     )
     return Shelf(root / key, task.source.count, prompts)
+
+
+def as_read(source: GeneratedSource, shelf: Shelf) -> JsonlSource:
+    """The source of the file in which its texts are."""
+    return JsonlSource(
+        kind="jsonl", path=str(shelf.texts), format=source.format, held_out=source.held_out
+    )
 
 
 def prompts_of(source: GeneratedSource, field: str) -> list[str]:

@@ -110,8 +110,8 @@ class DataSpec(Spec):
     long_documents: Literal["split", "truncate", "drop"] = "split"
     """What becomes of documents beyond the context; a classifier's are truncated by default."""
     held_out: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    """Share of documents held out, chosen by a hash of the document's id; of interactions, share of
-    each user's."""
+    """Share of documents held out, chosen by a hash of the document's id, where a source has none
+    of its own; of interactions, share of each user's."""
     max_documents: PositiveInt | None = None
     workers: PositiveInt = 1
     """Processes that tokenise."""
@@ -128,6 +128,17 @@ class DataSpec(Spec):
     def formats(self) -> list[Format]:
         """How the records of each source become samples."""
         return [format_of(source) for source in self.sources]
+
+    @property
+    def held_out_shares(self) -> list[float]:
+        """Of the documents of each source."""
+        own = (source.held_out for source in self.sources)
+        return [self.held_out if share is None else share for share in own]
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether anything can be measured on what is not trained on."""
+        return any(self.held_out_shares) or bool(getattr(self.formats[0], "leave_one_out", False))
 
     @property
     def task(self) -> Literal["causal_lm", "classifier"]:
@@ -205,6 +216,16 @@ class DataSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _something_is_trained_on(self) -> "DataSpec":
+        if min(self.held_out_shares) == 1:
+            raise refusal(
+                "sources",
+                "are all held out (held_out is 1 in each), and nothing is left to train on",
+                "Add a source, or lower held_out of one",
+            )
+        return self
+
+    @model_validator(mode="after")
     def _settings_have_an_effect(self) -> "DataSpec":
         if self.task == "causal_lm":
             return self
@@ -236,6 +257,12 @@ class DataSpec(Spec):
                 "sources",
                 f"are {len(self.sources)}, and users and items are numbered over one",
                 "Put all interactions into one source",
+            )
+        if self.sources[0].held_out is not None:
+            raise refusal(
+                "sources.0.held_out",
+                f"is {self.sources[0].held_out:g}, and of users a share of each is held out",
+                "Set data.held_out, or leave_one_out of the format",
             )
         if first.leave_one_out and self.held_out > 0:
             raise refusal(

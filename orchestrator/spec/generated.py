@@ -8,7 +8,7 @@ from strategies.specs import Spec
 
 from .formats import Completion, PlainText
 from .refuse import refusal
-from .sources import ReadSource
+from .sources import AnySource, ReadSource
 
 COLUMNS = ("text", "prompt", "completion")
 """Fields of a record: the whole text, what it began with, and what the role wrote."""
@@ -32,10 +32,16 @@ class Prompts(Spec):
             raise refusal(
                 "source.format.kind", f"is {kind}, and a prompt is a text", "Set it to text"
             )
+        if self.source is not None and self.source.held_out is not None:
+            raise refusal(
+                "source.held_out",
+                f"is {self.source.held_out:g}, and texts begin with all prompts",
+                "Remove it",
+            )
         return self
 
 
-class GeneratedSource(Spec):
+class GeneratedSource(AnySource):
     """Texts that a role writes before the job starts, kept and shared by later jobs.
 
     Each text is drawn token by token from the role, with numbers that are a hash of the seed and

@@ -627,7 +627,7 @@ class JobSpec(Spec):
         if best is None:
             return self
         field = "training.checkpoint.best"
-        if not self.data.held_out:
+        if not self.data.holds_out:
             raise refusal(field, "needs held-out data, and data.held_out is 0", "Raise it")
         first, _, rest = best.metric.partition(".")
         if first != "diagnostics":

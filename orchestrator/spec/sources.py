@@ -9,7 +9,15 @@ from strategies.specs import Spec
 from .formats import Format, PlainText
 
 
-class TextSource(Spec):
+class AnySource(Spec):
+    """What every source has."""
+
+    held_out: Annotated[float | None, Field(ge=0, le=1)] = None
+    """Share of this source's documents held out; null: `data.held_out`; 1: all, as of a file made
+    for evaluation."""
+
+
+class TextSource(AnySource):
     """A UTF-8 text file, or a folder of them: one document a file."""
 
     kind: Literal["text"]
@@ -17,7 +25,7 @@ class TextSource(Spec):
     glob: str = "**/*.txt"
 
 
-class _RecordSource(Spec):
+class _RecordSource(AnySource):
     path: str
     format: Format = PlainText()
 
@@ -40,7 +48,7 @@ class CsvSource(_RecordSource):
     kind: Literal["csv"]
 
 
-class DatasetSource(Spec):
+class DatasetSource(AnySource):
     """A data set of the `datasets` library, by name or local folder."""
 
     kind: Literal["dataset"]
@@ -50,7 +58,7 @@ class DatasetSource(Spec):
     format: Format = PlainText()
 
 
-class ImportSource(Spec):
+class ImportSource(AnySource):
     """`package.module:function` yielding (document id, record) pairs; a record is a dict."""
 
     kind: Literal["import"]

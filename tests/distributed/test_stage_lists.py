@@ -84,10 +84,12 @@ class Played:
 
     folders: dict[str, Path] = field(default_factory=dict)
     steps: dict[str, list[int]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
 
     def hear(self, event: Event) -> None:
         if isinstance(event, StepDone):
             self.steps.setdefault(event.job, []).append(event.step)
+            self.losses.setdefault(event.job, []).append(event.metrics["loss/total"])
 
     def found(self, root: Path) -> "Played":
         """With the folders that are there."""
@@ -166,6 +168,8 @@ def test_two_ranks_learn_in_stages_what_one_does(tmp_path: Path) -> None:
                 weight, theirs[key], rtol=0.05, atol=2e-3, msg=f"{name} {key}"
             )
         before = ours
+        assert beside.losses[name] == pytest.approx(alone.losses[name], rel=1e-3)
+    assert beside.losses["first"][0] == pytest.approx(alone.losses["first"][0], rel=1e-6)
 
 
 def test_an_assistant_learns_what_a_student_leaves_and_is_exported_with_it(tmp_path: Path) -> None:

@@ -164,6 +164,43 @@ def test_the_version_follows_the_fields_that_decide_samples(
     assert prepare_function(spec_of(folder, **fields), FOLDER, cache).version != reference.version
 
 
+def test_a_source_may_have_a_share_of_its_own(tmp_path: Path) -> None:
+    """All of one, none of the other, and a third as the data say; the version tells them apart."""
+    cache = str(tmp_path / "cache")
+    sources = [
+        {"kind": "text", "path": str(texts(tmp_path / name)), **own}
+        for name, own in (("a", {"held_out": 1}), ("b", {"held_out": 0}), ("c", {}))
+    ]
+    fields: dict[str, Any] = {"context": 64, "long_documents": "drop", "held_out": 0.2}
+    data = prepare_function(DataSpec(sources=sources, **fields), FOLDER, cache)  # type: ignore[arg-type]
+    apart, trained = (
+        [store.id(index) for index in range(len(store))] for store in (data.held_out, data.train)
+    )
+    plain = [name for name in apart if "@" not in name]
+    assert len(plain) == 40 and all(name.endswith("@2") for name in apart if "@" in name)
+    assert sum(name.endswith("@1") for name in trained) == 40
+    third = sum(name.endswith("@2") for name in apart)
+    assert 0 < third < 20 and third + sum(name.endswith("@2") for name in trained) == 40
+    assert data.counts.held_out_documents == len(apart)
+    versions = {data.version}
+    for index, share in ((0, None), (1, 1), (2, 0)):
+        changed = [dict(source) for source in sources]
+        changed[index]["held_out"] = share
+        spec = DataSpec(sources=changed, **fields)  # type: ignore[arg-type]
+        versions.add(prepare_function(spec, FOLDER, cache).version)
+    assert len(versions) == 4
+
+
+@pytest.mark.parametrize(
+    ("own", "told"),
+    [([1, 1.0], r"sources.*all held out.*Add a source, or lower held_out"), ([1.5], "1")],
+)
+def test_shares_that_cannot_be_are_refused(own: list[float], told: str) -> None:
+    sources = [{"kind": "text", "path": "t", "held_out": share} for share in own]
+    with pytest.raises(ValueError, match=told):
+        DataSpec(sources=sources)  # type: ignore[arg-type]
+
+
 def test_packing_is_no_part_of_the_version(tmp_path: Path) -> None:
     folder, cache = texts(tmp_path / "texts"), str(tmp_path / "cache")
     loose = prepare_function(spec_of(folder, packing=False), FOLDER, cache)

@@ -11,7 +11,7 @@ from orchestrator.data import prepare
 from orchestrator.errors import SpecError
 from orchestrator.generation.records import Text
 from orchestrator.generation.shelf import PART_TEXTS, Shelf, shelf_key
-from orchestrator.generation.source import prompts_of
+from orchestrator.generation.source import as_read, prompts_of
 from orchestrator.planner.generated import check_lengths
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import DataSpec, GeneratedSource
@@ -70,6 +70,7 @@ def test_a_key_names_all_that_decides_texts_and_nothing_else() -> None:
     ]
     assert len({key(), *others}) == 1 + len(others)
     assert key(role="r") == key(format={"kind": "completion"}) == key(prompts=("a",))
+    assert key() == key(held_out=1.0)
 
 
 def test_written_texts_are_read_like_any_others(tmp_path: Path) -> None:
@@ -83,6 +84,9 @@ def test_written_texts_are_read_like_any_others(tmp_path: Path) -> None:
         )
         data = prepare(spec, str(tiny.TOKENIZER), str(tmp_path / "cache"))
         assert len(data.train) == COUNT and data.train.id(1) == "generated-1"
+    read = as_read(source(format={"kind": "completion"}, held_out=0.5), shelf)
+    halves = prepare(DataSpec(sources=[read], context=16), str(tiny.TOKENIZER), str(tmp_path / "c"))
+    assert COUNT / 4 < len(halves.held_out) < COUNT * 3 / 4
 
 
 def test_prompts_come_from_a_source_too(tmp_path: Path) -> None:
@@ -130,6 +134,10 @@ def raw_job(tmp_path: Path, recipe: bool = True, **changes: Any) -> dict[str, An
         ({"count": 0}, ["data.sources.0.count"]),
         ({"prompts": {}}, ["data.sources.0.prompts.text", "neither", "Give one"]),
         ({"prompts": {"text": [""]}}, ["data.sources.0.prompts.text"]),
+        (
+            {"prompts": {"source": {"kind": "jsonl", "path": "p", "held_out": 0.5}}},
+            ["data.sources.0.prompts.source.held_out", "0.5", "Remove it"],
+        ),
         (
             {"format": {"kind": "text", "field": "body"}},
             ["data.sources.0.format.field", "body", "text, prompt, completion"],

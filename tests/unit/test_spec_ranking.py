@@ -82,8 +82,14 @@ def test_defaults_are_those_of_classifiers_and_come_back_from_the_resolved_file(
             {**raw_job(PATH, 2, 2), "student": {**TEACHER["teacher"], "tokenizer": "t"}},
             r"student\.tokenizer.*interactions are not tokenised",
         ),
+        (
+            {**raw_job(PATH, 2, 2), "data": {"sources": [
+                {"kind": "csv", "path": "x.csv", "format": {"kind": "interactions"},
+                 "held_out": 0.5}]}},
+            r"sources\.0\.held_out.*of users a share of each.*Set data\.held_out",
+        ),
     ],
-    ids=range(10),
+    ids=range(11),
 )  # fmt: skip
 def test_a_job_that_cannot_be_is_refused_with_its_field(
     tmp_path: Path, raw: dict[str, Any], told: str
