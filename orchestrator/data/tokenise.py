@@ -45,10 +45,10 @@ class Sample:
 
 def wanted_positions(loss_mask: np.ndarray, label: int) -> np.ndarray:
     """[n] bool: before each token that is to be learned; the last of a classified sample."""
-    wanted = np.append(loss_mask[1:], False)
-    if label >= 0:
-        wanted[-1:] = True
-    return wanted[: len(loss_mask)]
+    wanted = np.empty(len(loss_mask), bool)
+    wanted[:-1] = loss_mask[1:]
+    wanted[-1:] = label >= 0
+    return wanted
 
 
 def encoded_documents(

@@ -314,9 +314,9 @@ def pieces_of(flat: Flat, fingerprint: str, ask: SignalAsk) -> list[Piece]:
     pieces: list[Piece] = []
     for sample, start, key in record_keys(fingerprint, flat.tokens, flat.lengths, ask):
         first = starts[sample] + start
-        wanted = flat.wanted[first : min(first + RANGE, starts[sample + 1])]
-        if wanted.any():
-            pieces.append(Piece(sample, start, Want(key, to_bitmap(wanted))))
+        wanted = to_bitmap(flat.wanted[first : min(first + RANGE, starts[sample + 1])])
+        if wanted:
+            pieces.append(Piece(sample, start, Want(key, wanted)))
     return pieces
 
 
@@ -324,9 +324,9 @@ def _distinct(pieces: Sequence[Piece]) -> dict[bytes, Want]:
     """One want for each key, with the positions of all pieces of equal content."""
     wants: dict[bytes, Want] = {}
     for piece in pieces:
-        key = piece.want.key
-        earlier = wants[key].positions if key in wants else 0
-        wants[key] = Want(key, piece.want.positions | earlier)
+        want = wants.setdefault(piece.want.key, piece.want)
+        if want.positions | piece.want.positions != want.positions:
+            wants[want.key] = Want(want.key, want.positions | piece.want.positions)
     return wants
 
 
@@ -373,8 +373,8 @@ def _records(reply: Reply, request: Request, places: Sequence[_Place]) -> Iterat
 
 def _rows(record: CacheRecord, piece: Piece) -> dict[str, np.ndarray]:
     """The rows of a record that a piece wants; all of them without a copy."""
-    wanted = piece.start + from_bitmap(piece.want.positions)
-    if len(wanted) == len(record.positions):
+    if piece.want.positions.bit_count() == len(record.positions):
         return record.arrays
+    wanted = piece.start + from_bitmap(piece.want.positions)
     rows = np.searchsorted(record.positions, wanted)
     return {name: array[rows] for name, array in record.arrays.items()}
