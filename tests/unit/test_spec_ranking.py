@@ -110,3 +110,15 @@ def test_the_file_of_a_graph_is_made_absolute_and_other_paths_are_left(tmp_path:
         raw["student"]["arguments"] = {"path": "x.csv"}
         found = absolute_paths(JobSpec.model_validate(raw))
     assert found.student.arguments == {"path": str(file)}
+
+
+def test_the_best_is_chosen_by_lists_of_users_of_which_one_item_each_is_held_out(
+    tmp_path: Path,
+) -> None:
+    raw = raw_job(PATH, 2, 2)
+    assert raw["data"]["sources"][0]["format"]["leave_one_out"] and not raw["data"].get("held_out")
+    raw["training"]["checkpoint"] = {
+        "best": {"metric": "diagnostics.ranking.recall_at_2", "better": "higher"}
+    }
+    raw["evaluation"] = {"diagnostics": [{"kind": "ranking", "cutoffs": [2], "every_steps": 10}]}
+    assert load(tmp_path, raw).training.checkpoint.best is not None
