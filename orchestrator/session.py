@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,13 @@ from orchestrator.events import CheckpointWritten, Evaluated, Event, Phase, Step
 from orchestrator.generation import Shelf, Task, as_read, open_shelf, progress, task_of, written
 from orchestrator.models.exported import Export, may_import
 from orchestrator.models.tokenizer import tokenizer_folder
-from orchestrator.planner.capacity import Inventory, Node, check_roles_fit, plan
+from orchestrator.planner.capacity import (
+    Inventory,
+    Node,
+    check_roles_fit,
+    no_more_than_served,
+    plan,
+)
 from orchestrator.planner.tokenizers import crossings
 from orchestrator.pool import Pool, PoolPlan, readings
 from orchestrator.pool.cache import Cache
@@ -298,7 +305,7 @@ class Session:
             if isinstance(source, GeneratedSource):
                 task = task_of(job, source, tokenizer)
                 field, root = f"data.sources.{index}", _texts_folder(job)
-                shelf = open_shelf(task, field, root, self._make_room)
+                shelf = open_shelf(task, field, root, partial(self._make_room, job, task))
                 if not shelf.complete:
                     self._write(job, task, shelf)
                 sources.append(as_read(source, shelf))
@@ -309,19 +316,22 @@ class Session:
 
     def _write(self, job: JobSpec, task: Task, shelf: Shelf) -> None:
         check_roles_fit({task.role: task.spec}, inventory())
-        self._make_room()
+        self._make_room(job, task)
         began = time.monotonic()
         for told in written(task, shelf, job.pool.restarts):
             self._on_event(Phase(job.name, progress(task, told)))
         self.seconds["texts"] = time.monotonic() - began
 
-    def _make_room(self) -> None:
-        """Free what earlier jobs hold: a role that writes takes what its replicas would."""
-        if self._group is not None:
-            self._group.stop()
-            self._group = None
+    def _make_room(self, job: JobSpec, task: Task) -> None:
+        """Free what earlier jobs hold: a role that writes takes what its replicas would.
+
+        Workers stay where it takes no more than the pool of the job, in whose place it is.
+        """
         for key in list(self.pools):
             self.pools.pop(key).down()
+        if self._group is not None and not no_more_than_served(task.spec, job):
+            self._group.stop()
+            self._group = None
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""

@@ -17,7 +17,7 @@ from orchestrator.signals.asks import ask_of
 from orchestrator.signals.layouts import Sizes, position_bytes
 from orchestrator.spec import JobSpec
 from orchestrator.spec.data import GeneratedSource
-from orchestrator.spec.job import StandingPool
+from orchestrator.spec.job import EphemeralPool
 from orchestrator.spec.models import (
     EncodingSpec,
     HiddenEncoding,
@@ -192,7 +192,7 @@ def _plan_role(job: JobSpec, name: str, size: ModelSize) -> RolePlan:
         head = (size.vocabulary or 0) * (size.width or 0) * BYTES[role.dtype] if known else None
     return RolePlan(
         role=name,
-        replicas=0 if isinstance(job.pool, StandingPool) else role.replicas,
+        replicas=role.replicas if isinstance(job.pool, EphemeralPool) else 0,
         encoding=role.encoding.kind,
         bytes_per_position=position,
         request_bytes=request,
@@ -241,6 +241,15 @@ def check_roles_fit(roles: Mapping[str, RoleSpec], inventory: Inventory) -> None
     _check_fits(_role_needs(roles), inventory)
 
 
+def no_more_than_served(role: RoleSpec, job: JobSpec) -> bool:
+    """Whether a role takes no more of any resource than the roles that the job will have served."""
+    if not isinstance(job.pool, EphemeralPool):
+        return False
+    served = _sums(_role_needs({name: job.roles[name] for name in job.used_roles}))
+    wanted = _sums(_role_needs({"": role}))
+    return all(amount <= served.get(name, 0.0) for name, amount in wanted.items())
+
+
 def beside_a_pool(
     job: JobSpec, roles: Mapping[str, RoleSpec], inventory: Inventory
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -280,7 +289,7 @@ def held_at_once(job: JobSpec, inventory: Inventory, most: int) -> int:
 
 def _needs(job: JobSpec) -> list[Need]:
     workers = ("training.workers", job.training.workers, _wanted(job.training.resources))
-    if isinstance(job.pool, StandingPool):
+    if not isinstance(job.pool, EphemeralPool):
         return [workers]
     return [workers, *_role_needs({name: job.roles[name] for name in job.used_roles})]
 

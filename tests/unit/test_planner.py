@@ -12,7 +12,12 @@ from tokenizers.models import WordLevel
 
 from orchestrator.errors import SpecError
 from orchestrator.planner import Inventory, Node, check_run_folder, plan, preflight
-from orchestrator.planner.capacity import bytes_per_position, check_roles_fit, checkpoint_bytes
+from orchestrator.planner.capacity import (
+    bytes_per_position,
+    check_roles_fit,
+    checkpoint_bytes,
+    no_more_than_served,
+)
 from orchestrator.planner.imports import check_import
 from orchestrator.planner.machine import this_machine
 from orchestrator.planner.sizes import ModelSize, estimate_parameters, model_size
@@ -330,3 +335,34 @@ def test_an_import_path_is_found_without_running_its_module(
         check_import("torn:f", "student.import")
     with pytest.raises(SpecError, match="no module"):
         check_import("json.absent:f", "student.import")
+
+
+@pytest.mark.parametrize(
+    ("replicas", "resources", "evaluation", "held"),
+    [
+        (1, {"cpus": 1}, {}, True),
+        (2, {"cpus": 0.5}, {}, True),
+        (2, {"cpus": 1}, {}, False),
+        (1, {"cpus": 1, "gpus": 1}, {}, False),
+        (2, {"cpus": 1}, {"against": "judge"}, True),
+    ],
+)
+def test_a_writer_has_the_place_of_the_roles_that_are_served(
+    replicas: int, resources: dict[str, Any], evaluation: dict[str, Any], held: bool
+) -> None:
+    small = {"architecture": ARCHITECTURE, "resources": {"cpus": 1}}
+    writer = {"architecture": ARCHITECTURE, "replicas": replicas, "resources": resources}
+    roles = {"teacher": small, "judge": small, "writer": writer}
+    spec = job(roles=roles, evaluation=evaluation)
+    assert no_more_than_served(spec.roles["writer"], spec) is held
+    for pool in ({"kind": "standing", "name": "shared"}, {"kind": "none"}):
+        elsewhere = job(roles=roles, evaluation=evaluation, pool=pool)
+        assert not no_more_than_served(elsewhere.roles["writer"], elsewhere)
+
+
+@pytest.mark.parametrize("pool", [{"kind": "standing", "name": "shared"}, {"kind": "none"}])
+def test_roles_that_the_job_has_not_served_need_no_place(pool: dict[str, Any]) -> None:
+    teacher = {"architecture": ARCHITECTURE, "resources": {"gpus": 1}}
+    planned = plan(job(roles={"teacher": teacher}, pool=pool), Inventory((CPU_NODE,)))
+    assert planned.resources == {"CPU": 2.0} and planned.roles[0].replicas == 0
+    assert "GPU" in str(refusal(job(roles={"teacher": teacher}), CPU_NODE))
