@@ -178,7 +178,7 @@ def test_a_job_learns_what_its_teacher_has_written_and_another_finds_it_there(
     assert not hired and second["weights_sha256"] == first["weights_sha256"]
     workers = opened._group  # in the place of a pool the writers need theirs no more
     raw = raw_job(teacher, root)
-    raw["data"]["sources"][0] |= {"temperature": 0.5, "count": 8}
+    raw["data"]["sources"][0] |= {"temperature": 0.5, "count": 8, "held_out": 0.5}
     raw["evaluation"]["against"] = "teacher"
     (spec,) = validate_jobs([raw])
     third = run("third")
