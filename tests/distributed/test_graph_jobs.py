@@ -22,7 +22,8 @@ from orchestrator.spec.models import ModelSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 
-STEPS = 10
+STEPS, LONG = 10, 100
+"""Of a job; of one that is stopped, which must not end before it hears of it."""
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/graph.yaml"
 LAYERS = [{"student": "stages.*", "role": "stages.*"}]
 KL = {"kind": "forward_kl", "temperature": 2.0}
@@ -64,15 +65,15 @@ class House(Player):
 
     zero: int
 
-    def job(self, name: str, every: int = STEPS, **changes: Any) -> JobSpec:
-        """A job of `STEPS` steps."""
+    def job(self, name: str, steps: int = STEPS, every: int = STEPS, **changes: Any) -> JobSpec:
+        """One of `JOBS`."""
         data = digits.data()
         data["sources"][0]["format"]["shape"] = [64]
         return digits.job(
             name=name,
             data=data,
             training={
-                "steps": STEPS,
+                "steps": steps,
                 "global_batch": 32,
                 "micro_batch": 8,
                 "workers": self.workers,
@@ -103,7 +104,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
     for house in _house(tmp_path_factory.mktemp("alone"), 1, 0):
         played = {name: house.play(house.job(name)) for name in JOBS}
         for name in JOBS:
-            played[f"{name}, resumed"] = house.play(house.job(name, every=3), stop_after=4)
+            played[f"{name}, long"] = house.play(house.job(name, LONG, LONG))
+            played[f"{name}, resumed"] = house.play(house.job(name, LONG, every=3), stop_after=4)
         twins = members(a={**ROLE, "seed": 5}, b={**ROLE, "seed": 5})
         played["twins"] = house.play(house.job("mutual", student=twins))
         played["chosen"] = house.play(house.job("branches", student={**ONE, "export": "branch_1"}))
@@ -114,10 +116,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Played]:
 def test_a_job_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     alone: Played, name: str
 ) -> None:
-    (whole, metrics), (resumed, _) = alone[name], alone[f"{name}, resumed"]
+    (whole, metrics), (resumed, _) = alone[f"{name}, long"], alone[f"{name}, resumed"]
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     losses = [metrics[step]["loss/total"] for step in sorted(metrics)]
-    assert len(losses) == STEPS and sum(losses[-3:]) < sum(losses[:3])
+    assert len(losses) == LONG and sum(losses[-3:]) < sum(losses[:3])
 
 
 def test_each_member_is_measured_and_exported(alone: Played) -> None:
