@@ -18,7 +18,8 @@ from orchestrator.spec import JobSpec
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-STEPS = 10
+STEPS, LONG = 10, 100
+"""Of a job; of one that is stopped, which must not end before it hears of it."""
 RECIPES: dict[str, dict[str, Any]] = {
     "role_gradient": {"kind": "modified_gradient", "role_share": 0.5, "unbiased": True},
     "blockwise_logits": {"kind": "blockwise_logits", "layers": {"stages.1": "stages.1"}},
@@ -35,7 +36,7 @@ ROLES = {
 class House(Player):
     """One session of a number of workers."""
 
-    def job(self, term: str, zero: int, every: int = STEPS) -> JobSpec:
+    def job(self, term: str, zero: int, steps: int = STEPS, every: int = STEPS) -> JobSpec:
         """A student that learns labels, and from an untrained role beside it."""
         data = digits.data()
         data["sources"][0]["format"]["shape"] = [64]
@@ -47,7 +48,7 @@ class House(Player):
             data=data,
             objective={"recipe": RECIPES[term]},
             training={
-                "steps": STEPS,
+                "steps": steps,
                 "global_batch": 32,
                 "micro_batch": 8,
                 "workers": self.workers,
@@ -79,7 +80,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[tuple[str, 
         found: dict[tuple[str, str], Played] = {}
         for term in RECIPES:
             found[term, "whole"] = house.play(house.job(term, 0))
-            found[term, "resumed"] = house.play(house.job(term, 0, 3), stop_after=4)
+            found[term, "long"] = house.play(house.job(term, 0, LONG, LONG))
+            found[term, "resumed"] = house.play(house.job(term, 0, LONG, every=3), stop_after=4)
         yield found
 
 
@@ -112,7 +114,7 @@ def test_the_diagnostic_says_how_near_the_modified_gradient_comes(alone: Any) ->
 def test_a_job_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     alone: Any, term: str
 ) -> None:
-    whole, resumed = alone[term, "whole"][0], alone[term, "resumed"][0]
+    whole, resumed = alone[term, "long"][0], alone[term, "resumed"][0]
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
