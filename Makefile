@@ -20,7 +20,7 @@ help:
 	@echo "make chaos        jobs under process kills"
 	@echo "make nodes        jobs over two Ray nodes in network namespaces (root, iproute2)"
 	@echo "make bench        measurements of docs/benchmarks.md; bench-trl: against TRL"
-	@echo "make studies      the studies of docs/examples/studies (an hour and more on two cores)"
+	@echo "make studies      the studies of docs/examples/studies (two hours and more on two cores)"
 	@echo "make docs         the documentation, strictly, into site/"
 	@echo "make clean        remove the environment and everything built"
 

@@ -282,7 +282,7 @@ def _check(data: TokenData, spec: DataSpec) -> None:
         warnings.warn(
             f"held_out is {max(spec.held_out_shares):g}, but the rule chose none of "
             f"{counts.documents} documents with anything to learn: nothing will be measured on "
-            "unseen data. Add documents, raise held_out or raise data.max_documents",
+            "unseen data. Add documents, or raise held_out or a data.max_documents that is given",
             HeldOutEmpty,
             stacklevel=3,
         )

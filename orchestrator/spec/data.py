@@ -217,7 +217,7 @@ class DataSpec(Spec):
 
     @model_validator(mode="after")
     def _something_is_trained_on(self) -> "DataSpec":
-        if min(self.held_out_shares) == 1:
+        if not self.ranks_items and min(self.held_out_shares) == 1:
             raise refusal(
                 "sources",
                 "are all held out (held_out is 1 in each), and nothing is left to train on",

@@ -628,7 +628,11 @@ class JobSpec(Spec):
             return self
         field = "training.checkpoint.best"
         if not self.data.holds_out:
-            raise refusal(field, "needs held-out data, and data.held_out is 0", "Raise it")
+            raise refusal(
+                field,
+                "needs held-out data, and data.held_out, or that of each source, is 0",
+                "Raise it",
+            )
         first, _, rest = best.metric.partition(".")
         if first != "diagnostics":
             every, where = self.evaluation.every_steps, "evaluation.every_steps"

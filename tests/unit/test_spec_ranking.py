@@ -85,7 +85,7 @@ def test_defaults_are_those_of_classifiers_and_come_back_from_the_resolved_file(
         (
             {**raw_job(PATH, 2, 2), "data": {"sources": [
                 {"kind": "csv", "path": "x.csv", "format": {"kind": "interactions"},
-                 "held_out": 0.5}]}},
+                 "held_out": 1}]}},
             r"sources\.0\.held_out.*of users a share of each.*Set data\.held_out",
         ),
     ],
