@@ -325,13 +325,15 @@ class Session:
     def _make_room(self, job: JobSpec, task: Task) -> None:
         """Free what earlier jobs hold: a role that writes takes what its replicas would.
 
-        Workers stay where it takes no more than the pool of the job, in whose place it is.
+        The job's own workers, if an earlier one has left them, stay where it takes no more than the
+        pool that will be beside them. Others may hold more than the job leaves it.
         """
         for key in list(self.pools):
             self.pools.pop(key).down()
-        if self._group is not None and not no_more_than_served(task.spec, job):
-            self._group.stop()
-            self._group = None
+        if not no_more_than_served(task.spec, job):
+            self._stop_group()
+        else:
+            self._stop_group_unless(_group_plan(job))
 
     def _watch(self, student: StudentJob, track: Callable[[Event], None]) -> dict[str, Any]:
         """Pass events on until the job ends. Ctrl-C asks the group to stop, then waits for it."""
@@ -418,14 +420,21 @@ class Session:
         return {} if cache is None else known_fingerprints(job, cache)
 
     def _group_for(self, job: JobSpec) -> Group:
-        wanted = GroupPlan.of(job, str(CACHE / "groups"))
-        if self._group is not None and self._group.plan != wanted:
-            self._group.stop()
-            self._group = None
+        wanted = _group_plan(job)
+        self._stop_group_unless(wanted)
         if self._group is not None:
             return self._group
         self._on_event(Phase(job.name, "starting workers"))
         return Group(wanted)
+
+    def _stop_group_unless(self, wanted: GroupPlan) -> None:
+        if self._group is not None and self._group.plan != wanted:
+            self._stop_group()
+
+    def _stop_group(self) -> None:
+        if self._group is not None:
+            self._group.stop()
+            self._group = None
 
     def _record(
         self,
@@ -510,6 +519,10 @@ def inventory() -> Inventory:
             if node["Alive"]
         )
     )
+
+
+def _group_plan(job: JobSpec) -> GroupPlan:
+    return GroupPlan.of(job, str(CACHE / "groups"))
 
 
 def _texts_folder(job: JobSpec) -> Path:
