@@ -83,7 +83,8 @@ def test_a_default_is_text_even_if_it_looks_like_a_number(tmp_path: Path) -> Non
 def test_an_unknown_key_names_the_nearest_known_one_of_its_own_place(tmp_path: Path) -> None:
     message = refused(tmp_path, "data.sources.0.globb=x.md")
     assert message == (
-        "data.sources.0.globb: is not a known key. Did you mean 'glob'? Known: glob, kind, path"
+        "data.sources.0.globb: is not a known key. Did you mean 'glob'? "
+        "Known: glob, held_out, kind, path"
     )
 
 

@@ -54,7 +54,10 @@ def test_a_number_that_is_not_finite_is_refused() -> None:
     ("change", "message"),
     [
         ({"evaluation": {"rows": 8}}, r"evaluation\.every_steps is absent"),
-        ({"data": {**digits.data(), "held_out": 0.0}}, r"data\.held_out is 0"),
+        (
+            {"data": {**digits.data(), "held_out": 0.0}},
+            r"needs held-out data, and data\.held_out, or that of each source, is 0",
+        ),
         ({"best": {"metric": "diagnostics.objective.total"}}, r"no such diagnostic \(none\)"),
         (
             {
