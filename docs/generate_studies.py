@@ -80,7 +80,7 @@ def _holds(study: StudySpec) -> bool:
     if not path.is_file():
         return False
     table = json.loads(path.read_text(encoding="utf-8"))
-    return not table["missing"] and all(check["holds"] for check in table["assertions"])
+    return not table["missing"] and all(check["as_known"] for check in table["assertions"])
 
 
 if __name__ == "__main__":

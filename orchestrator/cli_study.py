@@ -9,12 +9,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from orchestrator.errors import StillhouseError
 from orchestrator.events import Event, JobEnded, Warned
 from orchestrator.study.progress import OnEvent, StudyProgress
 from orchestrator.terminal import duration, event_text
+
+if TYPE_CHECKING:
+    from orchestrator.study.findings import Checked
 
 Say = Callable[[str], None]
 
@@ -54,13 +57,15 @@ def run_file(
     if as_json:
         print(json.dumps(json.loads((result.folder / "table.json").read_text())), flush=True)
     if not result.holds:
-        broken = [check.what for check in result.checks if not check.holds]
+        broken = [check for check in result.checks if not check.as_known]
         raise StillhouseError(_verdict(study.name, result.failed, broken))
 
 
-def _verdict(study: str, failed: Mapping[str, str], broken: Sequence[str]) -> str:
+def _verdict(study: str, failed: Mapping[str, str], broken: Sequence["Checked"]) -> str:
     parts = [f"{name} has no result ({why})" for name, why in failed.items()]
-    parts += [f"{what} does not hold" for what in broken]
+    for check in broken:
+        said = "holds, though refuted before" if check.holds else "does not hold"
+        parts.append(f"{check.what} {said}")
     return f"study {study!r}: " + "; ".join(parts)
 
 

@@ -16,6 +16,8 @@ class Checked:
     bound: str  # such as ">= 0.04"
     found: Mean | None  # None: no cell that it is about is done
     holds: bool
+    refuted: str | None  # why it was found not to hold, when the study was written
+    as_known: bool  # measured, and it holds unless refuted
 
 
 def check_assertions(study: StudySpec, results: Results) -> tuple[Checked, ...]:
@@ -27,7 +29,14 @@ def _checked(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point]
     values = _values(study, assertion, points)
     found = mean_of(values) if values else None
     holds = found is not None and _within(assertion, found.mean)
-    return Checked(assertion.what or _said(study, assertion), _bound(assertion), found, holds)
+    return Checked(
+        what=assertion.what or _said(study, assertion),
+        bound=_bound(assertion),
+        found=found,
+        holds=holds,
+        refuted=assertion.refuted,
+        as_known=found is not None and holds == (assertion.refuted is None),
+    )
 
 
 def _values(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point]) -> list[float]:

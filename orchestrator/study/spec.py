@@ -109,6 +109,8 @@ class AssertionSpec(Spec):
     at_most: float | None = None
     equal_within: NonNegativeFloat | None = None
     """Largest distance from 0 of a difference."""
+    refuted: Annotated[str, Field(min_length=1)] | None = None
+    """Why it was found not to hold; it stays as supposed, and the study fails should it hold."""
 
     @model_validator(mode="after")
     def _has_one_bound(self) -> "AssertionSpec":

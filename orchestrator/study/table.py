@@ -111,9 +111,16 @@ def _checks(study: StudySpec, checks: Sequence[Checked]) -> Grid:
         signed = assertion.minus is not None or assertion.minus_metric is not None
         number = mean_text(check.found, metric, signed=signed)
         n = NOTHING if check.found is None else str(check.found.n)
-        verdict = "holds" if check.holds else "FAILS"
-        rows.append((check.what, check.bound, number, n, verdict))
+        rows.append((check.what, check.bound, number, n, _verdict(check)))
     return Grid("Assertions", ("what", "bound", "found", "n", ""), tuple(rows))
+
+
+def _verdict(check: Checked) -> str:
+    if check.refuted is None:
+        return "holds" if check.holds else "FAILS"
+    if check.found is None:
+        return "FAILS"
+    return "HOLDS, though refuted before" if check.holds else f"refuted: {check.refuted}"
 
 
 # --- forms ---------------------------------------------------------------------------------------

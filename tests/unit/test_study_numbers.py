@@ -17,6 +17,7 @@ from orchestrator.study.numbers import (
     value_of,
 )
 from orchestrator.study.plan import plan_study
+from orchestrator.study.run import StudyResult
 from orchestrator.study.spec import MetricSpec, StudySpec
 from orchestrator.study.table import as_markdown, as_page, as_text, grids
 from orchestrator.study.text import mean_text, p_text
@@ -181,6 +182,37 @@ def test_an_assertion_about_nothing_that_is_done_fails() -> None:
     gone = ("small-learner-40-kd-s0", "small-learner-40-kd-s1")
     (check,) = check_assertions(spec, _results(spec, without=gone))
     assert check.found is None and not check.holds
+
+
+@pytest.mark.parametrize(
+    ("bound", "refuted", "as_known", "verdict"),
+    [
+        (0.08, None, True, "holds"),
+        (0.10, None, False, "FAILS"),
+        (0.10, "the teacher is worse", True, "refuted: the teacher is worse"),
+        (0.08, "the teacher is worse", False, "HOLDS, though refuted before"),
+    ],
+)
+def test_what_is_refuted_stays_and_must_go_on_failing(
+    bound: float, refuted: str | None, as_known: bool, verdict: str
+) -> None:
+    fields = {"minus": "ce", "at": {"noise": "40"}, "at_least": bound, "refuted": refuted}
+    spec = studies.study(assertions=[{"arm": "kd", "metric": "accuracy", **fields}])
+    results = _results(spec)
+    (check,) = check_assertions(spec, results)
+    assert check.as_known is as_known
+    assert StudyResult(Path(), results, (check,), {}).holds is as_known
+    assert grids(spec, results, [check], {})[-1].rows[0][-1] == verdict
+
+
+def test_what_is_refuted_is_measured() -> None:
+    fields = {"at": {"noise": "40"}, "at_least": 0.0, "refuted": "it was"}
+    spec = studies.study(assertions=[{"arm": "kd", "metric": "accuracy", **fields}])
+    results = _results(spec, without=("small-learner-40-kd-s0", "small-learner-40-kd-s1"))
+    (check,) = check_assertions(spec, results)
+    assert not check.as_known
+    (grid,) = [grid for grid in grids(spec, results, [check], {}) if grid.title == "Assertions"]
+    assert grid.rows[0][-1] == "FAILS"
 
 
 @pytest.mark.parametrize(
