@@ -99,6 +99,13 @@ def deepspeed_config(job: JobSpec) -> dict[str, Any]:
     }
 
 
+def _fill_gradients(module: nn.Module) -> None:
+    """Zeros where there is no gradient, as the sum over ranks leaves them: weights decay alike."""
+    for parameter in module.parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+
+
 def _norm(module: nn.Module) -> float:
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
     return float(torch.nn.utils.get_total_norm(gradients))
@@ -127,6 +134,9 @@ class Engine:
         self._accumulation: int = config["gradient_accumulation_steps"]
         self._world = training.workers
         self._zero = stage(training)
+        self._alone = self._world == 1 and self._zero == 0
+        if self._alone:
+            self._engine.enable_backward_allreduce = False  # it would copy every gradient twice
         self._norm = 0.0
 
     @property
@@ -172,6 +182,8 @@ class Engine:
         loss: Tensor = self._engine(batch, consume, owe)
         self._engine.backward(loss)
         if before_step is not None:
+            if self._alone:
+                _fill_gradients(self._engine.module)
             before_step()
             if self._zero == 0:
                 self._norm = _norm(self._engine.module)

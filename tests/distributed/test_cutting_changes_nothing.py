@@ -223,6 +223,8 @@ def test_cutting_changes_nothing(way: Way, taken: Path, references: dict[str, Ex
         assert _apart(arrays[f"gradient/{name}"], gradient) < 1e-4, name
         moved = arrays[f"weight/{name}"] - expected.before[name]
         assert _apart(moved, expected.after[name] - expected.before[name]) < 1e-3, name
+    idle = torch.full((4, 4), 1 - cutting.LR * cutting.DECAY)
+    torch.testing.assert_close(arrays[f"weight/{cutting.IDLE}"], idle, rtol=1e-6, atol=0)
 
 
 def test_a_loss_that_is_not_a_number_on_one_rank_stops_all_before_the_optimiser_moves(

@@ -20,6 +20,8 @@ ROWS, LENGTH, EMPTY_ROWS, SILENT_ROWS = 16, 24, 4, (4, 5)
 CLIP, LR, DECAY, BETAS, EPS = 0.5, 1e-2, 0.1, (0.9, 0.95), 1e-3
 """A large eps keeps Adam's first step smooth, so that rounding stays rounding."""
 COEFFICIENT = 0.5
+IDLE = "idle"
+"""A matrix of ones that no loss reaches."""
 LAYER, LAYER_WIDTH, ROLE_WIDTH = "model.layers.0", 32, 24
 WEIGHTS = {"cross_entropy": 0.7, "forward_kl": 1.3, "reverse_kl": 0.4, "jensen_shannon": 0.6}
 T_FORWARD, T_REVERSE, T_JS, BETA = 2.0, 1.5, 1.25, 0.3
@@ -157,12 +159,13 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
         enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     micros = _micros(way, rank, loaded.vocabulary, load_file(folder / "teacher.safetensors"))
     module = StudentModule(loaded.module, loaded.head(), owed, Inside(maps(), spec.seed))
-    names = [name for name, _ in module.named_parameters()]
+    read = dict(module.named_parameters())
+    module.register_parameter(IDLE, torch.nn.Parameter(torch.ones(4, 4)))
     engine = Engine(module, spec, zero3_leaves(loaded.module))
     gradients: dict[str, Tensor] = {}
 
     def read_gradients() -> dict[str, float]:
-        for name, parameter in zip(names, module.parameters(), strict=True):
+        for name, parameter in read.items():
             gradients[name.removeprefix("model.")] = _whole_gradient(parameter)
         return {"ranks": 1.0}
 
@@ -177,7 +180,7 @@ def take_step(way: Way, folder: Path, rank: int) -> None:
     if weights is not None:
         gone = {name.removeprefix("model."): weight for name, weight in weights.items()}
         arrays = {f"gradient/{name}": value for name, value in gradients.items()}
-        arrays |= {f"weight/{name}": gone[name].clone() for name in gradients}
+        arrays |= {f"weight/{name}": gone[name].clone() for name in (*gradients, IDLE)}
         save_file(arrays, folder / f"{way.name}.safetensors")
 
 
