@@ -1,6 +1,7 @@
 """The driver's side of a resident worker group: start it once, give it jobs, hear of them."""
 
 import logging
+import os
 import threading
 import uuid
 from collections.abc import Iterator
@@ -102,6 +103,9 @@ def _trainer(plan: GroupPlan, name: str) -> "TorchTrainer":
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    if len(ray.nodes()) == 1:
+        # A process that hears when nodes are about to be taken away: here it would go with them.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     return TorchTrainer(
         work,
         train_loop_config={"desk": name, "namespace": NAMESPACE},
