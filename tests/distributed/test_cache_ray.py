@@ -109,6 +109,7 @@ def test_a_cache_changes_no_bit(stage: Stage) -> None:
     assert stage.play(without)["weights_sha256"] == stage.play(stage.job())["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_another_teacher_is_a_miss_though_one_bit_differs(stage: Stage) -> None:
     import torch
     from safetensors.torch import load_file, save_file
@@ -166,6 +167,7 @@ def test_a_cache_of_another_format_is_refused_before_any_student_loads(stage: St
     assert stage.published("cache-old")
 
 
+@pytest.mark.slow
 def test_a_later_jobs_limit_holds(stage: Stage) -> None:
     stage.play(stage.job("cache-limit"))
     full = sum(file.stat().st_size for file in stage.published("cache-limit"))
@@ -177,6 +179,7 @@ def test_a_later_jobs_limit_holds(stage: Stage) -> None:
     assert left <= full // 2
 
 
+@pytest.mark.slow
 def test_labelling_that_cannot_all_fit_is_refused_before_anything_is_asked(stage: Stage) -> None:
     told = stage.session.label_job(stage.job("cache-fits"), "label-4", {})["labelled"]
     sizes = [part["bytes"] for part in told]
@@ -224,6 +227,7 @@ def test_a_second_session_reads_and_computes_the_rest_and_says_so_once(
     assert sorted(held.glob("segments/*")) == files
 
 
+@pytest.mark.slow
 def test_a_job_without_a_pool_reads_what_another_session_writes(stage: Stage, held: Path) -> None:
     alone = stage.job(held.name).model_copy(update={"pool": NoPool(kind="none")})
     summary = stage.play(alone)

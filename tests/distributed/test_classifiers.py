@@ -116,6 +116,7 @@ def test_a_student_with_fewer_classes_than_the_data_is_refused(house: House) -> 
         house.play(house.job("few", student=digits.student(classes=9)))
 
 
+@pytest.mark.slow
 def test_a_text_classifier_learns_from_a_teacher_of_another_family(house: House) -> None:
     file = house.root / "texts.jsonl"
     lines = [

@@ -191,7 +191,7 @@ def test_an_optimizer_on_the_cpu_takes_the_same_steps(
     assert moved.losses == pytest.approx(plain.losses, rel=1e-4)
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, 1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_bf16_follows_fp32(stage: Stage, plain: Played, zero: int) -> None:
     half = stage.play(stage.job(precision="bf16", zero=zero))
     assert half.losses == pytest.approx(plain.losses, rel=0.02)
@@ -201,7 +201,7 @@ def test_bf16_follows_fp32(stage: Stage, plain: Played, zero: int) -> None:
     assert apart < 0.2
 
 
-@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_adapters_merged_and_alone_are_the_same_student(stage: Stage, zero: int) -> None:
     from peft import PeftModel
 
@@ -220,7 +220,7 @@ def test_adapters_merged_and_alone_are_the_same_student(stage: Stage, zero: int)
     assert not torch.allclose(logits, _logits(base.export), atol=1e-3)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_only_what_is_trainable_changes(stage: Stage, plain: Played, zero: int) -> None:
     student = {"path": str(plain.export), "trainable": ["model.layers.1.mlp"]}
     stepped = stage.play(stage.job(student, zero=zero))
@@ -269,7 +269,7 @@ def test_a_resident_group_starts_a_job_within_8_seconds(stage: Stage, plain: Pla
     assert min(start_s() for _ in range(3)) < 8.0  # the best: other processes share this machine
 
 
-@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_stopping_and_going_on_changes_no_bit(stage: Stage, zero: int) -> None:
     """Steps with dropout, so that random state must be restored as well."""
     student = {"architecture": {**ARCHITECTURE, "attention_dropout": 0.1}}

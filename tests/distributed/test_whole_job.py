@@ -135,6 +135,7 @@ def _in_one_process(spec: JobSpec, data_folder: Path) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_holds_the_whole_run_in_the_end(
     house: House, tmp_path: Path
 ) -> None:
