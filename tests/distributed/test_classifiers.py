@@ -22,7 +22,7 @@ from orchestrator.session import Session
 from orchestrator.spec import JobSpec
 from orchestrator.spec.models import ModelSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @dataclass
