@@ -18,7 +18,7 @@ from orchestrator.spec import JobSpec
 from strategies.samples import size_after
 from strategies.specs import CondenseSpec
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS, LONG = 14, 60
 """Of a job; of one that is stopped, which must not end before it hears of it."""
