@@ -44,7 +44,7 @@ def rate_at(training: TrainingSpec, at: Progress) -> float:
 
 def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, Any]]:
     """Matrices with weight decay, norms and biases without."""
-    trained = [p for p in module.parameters() if p.requires_grad]
+    trained = _trained(module)
     matrices = [p for p in trained if _dimensions(p) >= 2]
     vectors = [p for p in trained if _dimensions(p) < 2]
     groups = [
@@ -54,9 +54,21 @@ def parameter_groups(module: nn.Module, spec: OptimizerSpec) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-def _dimensions(parameter: nn.Parameter) -> int:
+def _trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _shape(parameter: nn.Parameter) -> torch.Size:
     # A parameter that ZeRO-3 has already partitioned keeps its true shape in ds_shape.
-    return len(getattr(parameter, "ds_shape", parameter.shape))
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    return len(_shape(parameter))
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    return _shape(parameter).numel()
 
 
 def _optimizer(module: nn.Module, training: TrainingSpec) -> torch.optim.Optimizer:
@@ -74,12 +86,24 @@ def stage(training: TrainingSpec) -> int:
     return max(training.zero, 1) if training.precision == "bf16" else training.zero
 
 
-def deepspeed_config(job: JobSpec) -> dict[str, Any]:
-    """The whole DeepSpeed configuration of a job."""
+LARGEST_BUCKET = 500_000_000
+"""Gradients that DeepSpeed sums at once, at most: its own default."""
+
+
+def deepspeed_config(job: JobSpec, trained: int) -> dict[str, Any]:
+    """The whole DeepSpeed configuration of a job whose student trains so many numbers.
+
+    At each step a bucket is taken whole from memory, however little goes into it (and, where a job
+    is deterministic, filled as well), so it is made no larger than the student.
+    """
     training = job.training
     per_rank = training.global_batch // training.workers
     further = training.deepspeed
-    zero: dict[str, Any] = {"stage": stage(training), **further.get("zero_optimization", {})}
+    zero: dict[str, Any] = {
+        "stage": stage(training),
+        "reduce_bucket_size": min(trained, LARGEST_BUCKET),
+        **further.get("zero_optimization", {}),
+    }
     if training.offload == "cpu":
         zero["offload_optimizer"] = {"device": "cpu"}
         if training.zero == 3:
@@ -101,8 +125,8 @@ def deepspeed_config(job: JobSpec) -> dict[str, Any]:
 
 def _fill_gradients(module: nn.Module) -> None:
     """Zeros where there is no gradient, as the sum over ranks leaves them: weights decay alike."""
-    for parameter in module.parameters():
-        if parameter.requires_grad and parameter.grad is None:
+    for parameter in _trained(module):
+        if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
 
 
@@ -117,14 +141,14 @@ class Engine:
     def __init__(self, module: nn.Module, job: JobSpec, leaves: Sequence[type[nn.Module]]) -> None:
         """`leaves` are modules that ZeRO-3 gathers whole (mixture-of-experts blocks)."""
         training = job.training
-        config = deepspeed_config(job)
+        config = deepspeed_config(job, sum(map(_numbers, _trained(module))))
         build_operators([COMMUNICATION, ADAM] if training.offload == "cpu" else [COMMUNICATION])
         if training.zero == 3 and leaves:
             deepspeed.utils.set_z3_leaf_modules(module, list(leaves))
         # DeepSpeed's own annotations are loose unions, hence Any.
         initialized: Any = deepspeed.initialize(
             model=module,
-            model_parameters=[p for p in module.parameters() if p.requires_grad],  # type: ignore[arg-type]
+            model_parameters=_trained(module),  # type: ignore[arg-type]
             optimizer=_optimizer(module, training),
             config=config,
             dist_init_required=False,

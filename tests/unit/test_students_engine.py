@@ -104,18 +104,23 @@ def _raw(**training: Any) -> dict[str, Any]:
 
 def test_deepspeed_gets_the_jobs_own_numbers() -> None:
     job = JobSpec.model_validate(_raw(workers=2, zero=2, clip=0.5, precision="bf16"))
-    config = deepspeed_config(job)
+    config = deepspeed_config(job, 1000)
     assert config["train_batch_size"] == 16
     assert config["train_micro_batch_size_per_gpu"] == 2
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 0.5
     assert config["bf16"] == {"enabled": True}
-    assert config["zero_optimization"] == {"stage": 2}
+    assert config["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 1000}
+
+
+def test_a_bucket_is_no_larger_than_deepspeeds_own() -> None:
+    config = deepspeed_config(JobSpec.model_validate(_raw(zero=2)), 10**12)
+    assert config["zero_optimization"]["reduce_bucket_size"] == 500_000_000
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 1)])
 def test_bf16_adds_gradients_in_fp32_at_every_stage(precision: str, stage: int) -> None:
-    config = deepspeed_config(JobSpec.model_validate(_raw(precision=precision, zero=0)))
+    config = deepspeed_config(JobSpec.model_validate(_raw(precision=precision, zero=0)), 1000)
     assert config["zero_optimization"]["stage"] == stage
     assert config["data_types"] == {"grad_accum_dtype": "fp32"}
 
@@ -129,7 +134,7 @@ def test_offload_without_a_stage_that_offloads_is_refused(tmp_path: Any) -> None
 
 def test_no_clip_means_no_clipping() -> None:
     job = JobSpec.model_validate(_raw(clip=None))
-    assert deepspeed_config(job)["gradient_clipping"] == 0.0
+    assert deepspeed_config(job, 1000)["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -137,7 +142,7 @@ def test_no_clip_means_no_clipping() -> None:
 )
 def test_offload_goes_into_the_zero_section(zero: int, offloaded: set[str]) -> None:
     job = JobSpec.model_validate(_raw(zero=zero, offload="cpu"))
-    section = deepspeed_config(job)["zero_optimization"]
+    section = deepspeed_config(job, 1000)["zero_optimization"]
     assert {key for key, value in section.items() if value == {"device": "cpu"}} == offloaded
 
 
@@ -147,7 +152,7 @@ def test_a_users_section_is_merged_below_the_jobs() -> None:
         "wall_clock_breakdown": True,
         "comms_logger": {"enabled": False},
     }
-    config = deepspeed_config(JobSpec.model_validate(_raw(zero=1, deepspeed=further)))
+    config = deepspeed_config(JobSpec.model_validate(_raw(zero=1, deepspeed=further)), 5000)
     assert config["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 1000}
     assert config["wall_clock_breakdown"] is True
     assert config["comms_logger"] == {"enabled": False}
@@ -167,5 +172,5 @@ def test_a_key_that_the_job_owns_is_refused_with_the_field_to_set(key: str, tmp_
 def test_no_key_that_the_job_sets_is_left_for_the_user_to_overrule() -> None:
     job = JobSpec.model_validate(_raw())
     free = {"wall_clock_breakdown", "steps_per_print", "zero_allow_untested_optimizer"}
-    mine = set(deepspeed_config(job)) - free - {"zero_optimization"}
+    mine = set(deepspeed_config(job, 1000)) - free - {"zero_optimization"}
     assert mine <= set(OWNED_DEEPSPEED_KEYS)
