@@ -14,7 +14,7 @@ class Checked:
 
     what: str
     bound: str  # such as ">= 0.04"
-    found: Mean | None  # None: no cell that it is about is done
+    found: Mean | None  # None: no cell that it is about is done, or a ratio is to 0
     holds: bool
     refuted: str | None  # why it was found not to hold, when the study was written
     as_known: bool  # measured, and it holds unless refuted
@@ -27,7 +27,7 @@ def check_assertions(study: StudySpec, results: Results) -> tuple[Checked, ...]:
 
 def _checked(study: StudySpec, assertion: AssertionSpec, points: Sequence[Point]) -> Checked:
     values = _values(study, assertion, points)
-    found = mean_of(values) if values else None
+    found = mean_of(values) if values and all(map(math.isfinite, values)) else None
     holds = found is not None and _within(assertion, found.mean)
     return Checked(
         what=assertion.what or _said(study, assertion),

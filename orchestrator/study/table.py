@@ -116,11 +116,9 @@ def _checks(study: StudySpec, checks: Sequence[Checked]) -> Grid:
 
 
 def _verdict(check: Checked) -> str:
-    if check.refuted is None:
-        return "holds" if check.holds else "FAILS"
-    if check.found is None:
-        return "FAILS"
-    return "HOLDS, though refuted before" if check.holds else f"refuted: {check.refuted}"
+    if check.as_known:
+        return "holds" if check.refuted is None else f"refuted: {check.refuted}"
+    return "HOLDS, though refuted before" if check.holds else "FAILS"
 
 
 # --- forms ---------------------------------------------------------------------------------------

@@ -211,6 +211,13 @@ def test_what_is_refuted_is_measured() -> None:
     results = _results(spec, without=("small-learner-40-kd-s0", "small-learner-40-kd-s1"))
     (check,) = check_assertions(spec, results)
     assert not check.as_known
+    nothing = {0: 0.0, 1: 0.0}
+    ratio = [
+        {"arm": "kd", "over": "ce", "metric": "accuracy", "at_least": 2.0, "refuted": "it was"}
+    ]
+    over = studies.study(assertions=ratio)
+    found = gather(over, plan_study(over), studies.measured(over, ce=nothing, kd=KD))
+    assert not check_assertions(over, found)[0].as_known  # a ratio to nothing is no number
     (grid,) = [grid for grid in grids(spec, results, [check], {}) if grid.title == "Assertions"]
     assert grid.rows[0][-1] == "FAILS"
 
